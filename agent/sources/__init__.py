@@ -1,0 +1,10 @@
+"""Sources, one file each. Adding one: its file, and its line here."""
+
+SOURCES = {
+    "log": "agent.sources.logfile:LogSource",
+    "modbus": "agent.sources.modbus:ModbusSource",
+    "opcua": "agent.sources.opcua:OpcUaSource",
+}
+
+EXTRA = {"modbus": "modbus", "opcua": "opcua"}
+"""What to install for the ones that need a library of their own."""
