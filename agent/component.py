@@ -140,7 +140,8 @@ class Ack:
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A batch that the sink did not take. `code`: missing (it wants `expected` first), forked (it has another batch of this
-    number), bad (it cannot read batch `no`)."""
+    number), bad (it cannot read batch `no`).
+    """
 
     code: str
     buffer: str
@@ -168,7 +169,10 @@ def load(table: Mapping[str, str], kind: str, *, what: str, extra: Mapping[str, 
 
     if kind not in table:
         near = get_close_matches(kind, table, 1)
-        raise ConfigError(f"there is no {what} type {kind!r}", remedy=f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(table))}.")
+        raise ConfigError(
+            f"there is no {what} type {kind!r}",
+            remedy=f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(table))}.",
+        )
     module, _, name = table[kind].partition(":")
     try:
         return getattr(import_module(module), name)
@@ -176,5 +180,6 @@ def load(table: Mapping[str, str], kind: str, *, what: str, extra: Mapping[str, 
         if kind not in extra or (error.name or "").split(".")[0] in ("agent", "collector"):
             raise
         raise ConfigError(
-            f"{what} type {kind!r} needs {error.name}, which is not installed", remedy=f"Install it: pip install 'linewarden[{extra[kind]}]'."
+            f"{what} type {kind!r} needs {error.name}, which is not installed",
+            remedy=f"Install it: pip install 'linewarden[{extra[kind]}]'.",
         ) from None

@@ -162,7 +162,9 @@ def _personal(event: Event) -> tuple[dict[str, Any], PersonalLine | None]:
             return data, None
         return data, PersonalLine(event.actor, event.raw)
     named = {key: value for key, value in data.items() if key in PERSONAL_KEYS}
-    return {key: value for key, value in data.items() if key not in PERSONAL_KEYS}, PersonalLine(event.actor, event.raw, named)
+    return {key: value for key, value in data.items() if key not in PERSONAL_KEYS}, PersonalLine(
+        event.actor, event.raw, named
+    )
 
 
 def fit(event: Event) -> Event:
@@ -214,7 +216,18 @@ def encode_lines(events: Sequence[Event]) -> tuple[list[bytes], list[bytes]]:
         core.append(
             encode(
                 _CoreOut(
-                    e.time, e.observed, e.type, e.severity, e.source, e.src_ip, e.target, e.outcome, e.message, e.correlation_id, data, commit
+                    e.time,
+                    e.observed,
+                    e.type,
+                    e.severity,
+                    e.source,
+                    e.src_ip,
+                    e.target,
+                    e.outcome,
+                    e.message,
+                    e.correlation_id,
+                    data,
+                    commit,
                 )
             )
         )
@@ -257,7 +270,12 @@ def seal(
 def assemble(header_bytes: bytes, core_z: bytes, personal_z: bytes) -> bytes:
     """The frame of three parts: preamble before, check sum behind."""
     frame = b"".join(
-        (_PREAMBLE.pack(MAGIC, VERSION, len(header_bytes), len(core_z), len(personal_z)), header_bytes, core_z, personal_z)
+        (
+            _PREAMBLE.pack(MAGIC, VERSION, len(header_bytes), len(core_z), len(personal_z)),
+            header_bytes,
+            core_z,
+            personal_z,
+        )
     )
     return frame + hashlib.blake2b(frame, digest_size=_CHECK_BYTES).digest()
 
@@ -384,7 +402,10 @@ def _read_frame(body: bytes, start: int) -> tuple[Frame, int]:
         raise MalformedBatch("damaged: the check sum does not fit", start)
     try:
         frame = Frame(
-            body[start:end], body[start + _PREAMBLE.size : core_at], body[core_at : core_at + core_len], body[core_at + core_len : check_at]
+            body[start:end],
+            body[start + _PREAMBLE.size : core_at],
+            body[core_at : core_at + core_len],
+            body[core_at + core_len : check_at],
         )
     except MalformedBatch as error:
         error.offset = start
@@ -424,7 +445,9 @@ def _decompress(section: bytes, name: str) -> bytes:
     try:
         size = zstandard.frame_content_size(section)
         if not 0 <= size <= SECTION_BYTES_MAX:
-            raise MalformedBatch(f"the {name} section would decompress to {size} bytes; {SECTION_BYTES_MAX} are allowed")
+            raise MalformedBatch(
+                f"the {name} section would decompress to {size} bytes; {SECTION_BYTES_MAX} are allowed"
+            )
         body = _decompressor.decompress(section, max_output_size=SECTION_BYTES_MAX, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise MalformedBatch(f"the {name} section cannot be decompressed: {error}") from None

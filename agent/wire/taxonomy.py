@@ -40,13 +40,24 @@ class Row(NamedTuple):
 
 
 def _row(line: str) -> Row:
-    name, category, severity, on_failure, iec, nist, gdpr, technique, ocsf, meaning = (cell.strip() for cell in line.split("|"))
+    name, category, severity, on_failure, iec, nist, gdpr, technique, ocsf, meaning = (
+        cell.strip() for cell in line.split("|")
+    )
 
     def many(cell: str) -> tuple[str, ...]:
         return tuple(cell.split())
 
     return Row(
-        name, category, int(severity), int(on_failure or severity), many(iec), many(nist), many(gdpr), technique or None, int(ocsf), meaning
+        name,
+        category,
+        int(severity),
+        int(on_failure or severity),
+        many(iec),
+        many(nist),
+        many(gdpr),
+        technique or None,
+        int(ocsf),
+        meaning,
     )
 
 
