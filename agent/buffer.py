@@ -502,7 +502,7 @@ class Buffer:
             self.growth.set()
 
     async def fork(self, buffer: str, lane: int) -> None:
-        """The centre has other batches under these numbers (this file is an old copy, or somebody's twin): go on under a new buffer id."""
+        """The centre has other batches under these numbers: this file is an old copy, or a twin. Go on under a new buffer id."""
         async with self._lock:
             db, stream = self._open_db(), self._find(buffer, lane)
             if stream is None:

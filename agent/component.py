@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
-from agent.wire.batch import Frame
 from agent.wire.event import Event
 
 Cursor = dict[str, Any]
@@ -90,6 +89,10 @@ class Report:
         self.counts[name] = self.counts.get(name, 0) + n
 
 
+class TooLarge(Exception):
+    """The sink takes no request of this size; smaller ones may do."""
+
+
 class Source(Protocol):
     """Where events come from.
 
@@ -103,9 +106,10 @@ class Source(Protocol):
     def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
         """Events as they come, in batches of at most a few thousand, each with the cursor after it.
 
-        `cursor` is the last one committed, None at first. When the generator is resumed, what it yielded is durable. A cursor
-        of None leaves the stored one as it is; an empty list moves the cursor alone. Raises NotConnected, ConfigError; anything else is taken for
-        a defect, reported, and tried again. Cancelled at shutdown: it must end within seconds.
+        `cursor` is the last one committed, None at first. When the generator is resumed, what it yielded is durable (a
+        rereadable source may be asked for one batch more while the last is being stored). A cursor of None leaves the stored
+        one as it is; an empty list moves the cursor alone. Raises NotConnected, ConfigError; anything else is taken for a
+        defect, reported, and tried again. Cancelled at shutdown: it must end within seconds.
         """
         ...
 
@@ -155,8 +159,11 @@ class Refusal:
 class Sink(Protocol):
     """Where batches go."""
 
-    async def send(self, frames: Sequence[Frame]) -> Ack:
-        """Deliver frames in order; return when they are durable there. Raises Unavailable."""
+    async def send(self, batches: Sequence[bytes], status: Mapping[str, Any]) -> Ack:
+        """Deliver batches (frames) in order, with what the agent says of itself; return when they are durable there.
+
+        No batches: a sign of life. Sending the same batch again changes nothing. Raises Unavailable, TooLarge.
+        """
         ...
 
 

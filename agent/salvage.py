@@ -54,8 +54,7 @@ async def bring_over(aside: Path, db: aiosqlite.Connection, agent: str) -> Found
     """Move what can be read into the open, empty buffer `db`. Never raises for what is wrong with the damaged file."""
     found = Found()
     try:
-        # A copy of the file is read, not the file: opening it would replay and then delete its WAL.
-        source = await asyncio.to_thread(_open_copy, aside)
+        source = await asyncio.to_thread(_open_aside, aside)
     except (sqlite3.Error, OSError) as error:
         found.unreadable.append(f"the file: {error}")
         return found
@@ -99,7 +98,8 @@ def declare(aside: Path, why: str, found: Found) -> list[Event]:
     return [told, gap]
 
 
-def _open_copy(aside: Path) -> sqlite3.Connection:
+def _open_aside(aside: Path) -> sqlite3.Connection:
+    # Read-only: it is evidence, and its WAL stays where it is.
     connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -116,15 +116,27 @@ def _read_streams(source: sqlite3.Connection, found: Found) -> list[tuple[Any, .
         ).fetchall()
     except sqlite3.Error as error:
         found.unreadable.append(f"streams: {error}")
-    # Every frame names its buffer and lane: enough to send it, though not to know what was acknowledged (the centre knows).
-    return []
+    return _streams_from_frames(source)
+
+
+def _streams_from_frames(source: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """The table of streams from what the frames themselves say. What was acknowledged is unknown: the centre knows, and says so."""
+    streams: dict[int, tuple[Any, ...]] = {}
+    with suppress(sqlite3.Error):
+        for stream, wire in source.execute("SELECT stream, frame FROM batches ORDER BY seq"):
+            with suppress(MalformedBatch, TypeError):
+                frame = read_frame(wire)
+                h = frame.header
+                first = streams.get(stream, (0, 0, 0, 0, "", h.no - 1))[5]
+                link = h.gap.last if h.gap else frame.hash
+                streams[stream] = (stream, h.buffer, h.lane, h.through + 1, link, min(first, h.no - 1))
+    return list(streams.values())
 
 
 def _read_table(source: sqlite3.Connection, table: str, found: Found) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     try:
-        for row in source.execute(f"SELECT * FROM {table}"):
-            rows.append(row)
+        rows.extend(source.execute(f"SELECT * FROM {table}"))  # what was read before an error stays
     except sqlite3.Error as error:
         found.unreadable.append(f"{table}: {error}")
     return rows
@@ -181,7 +193,8 @@ async def _store_stream(
         batches: list[Batch] = []
         begin = previous.through + 1 if previous else acked + 1
         if meta.no > begin:
-            # A hole. At the beginning its `prev` is unknown: the centre refuses it, says what it has, and `Buffer.expect` cuts it right.
+            # A hole. At the beginning its `prev` is unknown: the centre refuses it and says what it has, and `Buffer.expect`
+            # puts it right.
             found.holes += 1
             observed = previous.observed if previous else meta.observed or now_us()
             prev = previous.link if previous else "0" * 64

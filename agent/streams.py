@@ -125,8 +125,10 @@ async def create_pair(db: aiosqlite.Connection, buffer: str, lanes: Iterable[int
     """The empty lanes of a new buffer id. In the caller's transaction."""
     made = []
     for lane in lanes:
-        sql = "INSERT INTO streams (buffer, lane, next_no, last_hash, acked_no, pending_events, pending_bytes) VALUES (?, ?, 1, ?, 0, 0, 0)"
-        cursor = await db.execute(sql, (buffer, lane, GENESIS))
+        columns = "buffer, lane, next_no, last_hash, acked_no, pending_events, pending_bytes"
+        cursor = await db.execute(
+            f"INSERT INTO streams ({columns}) VALUES (?, ?, 1, ?, 0, 0, 0)", (buffer, lane, GENESIS)
+        )
         made.append(Stream(int(cursor.lastrowid or 0), buffer, lane, 1, GENESIS, 0, 0, 0))
     return made
 

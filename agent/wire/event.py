@@ -28,7 +28,7 @@ class Event(Struct, omit_defaults=True, gc=False, kw_only=False):
     observed        µs since the epoch, UTC: when the agent saw it
     type            dotted name, see taxonomy.py
     source          name of the configured source
-    severity        1–6; 0 means "derive it from type and outcome", and is replaced on construction
+    severity        1 to 6; 0 means "derive it from type and outcome", and is replaced on construction
     src_ip          from where; target: on what; outcome: "success" or "failure" where it applies
     message         a sentence without personal data
     correlation_id  ties the events of one request, login or production order

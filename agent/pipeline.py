@@ -1,0 +1,178 @@
+"""Runs the sources: each one alone, timed, counted, restarted, and backed off alike, so that no source carries any of it.
+
+    source ──events, cursor──► engine.handle ──events + alerts──► Buffer.append(…, cursor, handler state)
+
+A source that fails costs only itself. Its trouble is an event when it begins and one when it ends, and stands in /status all the while.
+"""
+
+import asyncio
+import logging
+import random
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from agent.buffer import Buffer
+from agent.component import ConfigError, Cursor, NotConnected, Report, Source, State, now_us
+from agent.wire.event import Event
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S_MIN = 0.5
+BACKOFF_S_MAX = 30.0
+STEADY_S = 60.0
+"""A source that ran so long without failing begins again with the shortest wait."""
+CONFIG_RETRY_S = 60.0
+"""What is wrong with the configuration may be put right outside it (a file's permissions): tried again this often."""
+TICK_S = 1.0
+STOP_S_MAX = 5.0
+
+
+class Engine(Protocol):
+    """What the pipeline asks of the handlers; agent.handlers.engine.Engine is it."""
+
+    def handle(self, events: Sequence[Event], now_us: int) -> list[Event]:
+        """The alerts that these events raise."""
+        ...
+
+    def changes(self) -> dict[str, dict[str, bytes | None]]:
+        """State changed since the last call, by handler."""
+        ...
+
+
+class NoHandlers:
+    """An engine without handlers."""
+
+    def handle(self, events: Sequence[Event], now_us: int) -> list[Event]:
+        """No alerts."""
+        del events, now_us
+        return []
+
+    def changes(self) -> Mapping[str, State]:
+        """No state."""
+        return {}
+
+
+@dataclass(slots=True)
+class SourceState:
+    """A source as the runner sees it."""
+
+    name: str
+    kind: str
+    report: Report = field(default_factory=Report)
+    state: Literal["starting", "running", "waiting", "failed", "stopped"] = "starting"
+    events: int = 0
+    gaps: int = 0
+    restarts: int = 0
+    last_event_us: int | None = None
+    in_trouble: bool = False
+
+
+class Pipeline:
+    """All sources of an agent, its engine and its buffer. `run` never ends by itself."""
+
+    def __init__(self, buffer: Buffer, engine: Engine | NoHandlers) -> None:
+        self.sources: dict[str, SourceState] = {}
+        self.alerts = 0
+        self._buffer = buffer
+        self._engine = engine
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def tick(self) -> None:
+        """Let time pass for the handlers, about once a second: absence and dwell need it."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            alerts = self._engine.handle((), now_us())
+            changes = self._engine.changes()
+            if alerts or changes:
+                await self._buffer.append(alerts, states=changes)
+                self.alerts += len(alerts)
+
+    def start(self, name: str, kind: str, source: Source, report: Report) -> None:
+        """Begin to run a source, by its configured name."""
+        state = self.sources[name] = SourceState(name, kind, report)
+        self._tasks[name] = asyncio.create_task(self._run(source, state), name=f"source {name}")
+
+    async def stop(self, name: str) -> None:
+        """End a source; what it yielded is stored. One that does not end within STOP_S_MAX is left behind."""
+        task = self._tasks.pop(name)
+        task.cancel()
+        _, late = await asyncio.wait([task], timeout=STOP_S_MAX)
+        self.sources[name].state = "stopped"
+        if late:
+            log.warning("source %s did not stop within %s s", name, STOP_S_MAX)
+
+    async def stop_all(self) -> None:
+        """End all sources at once."""
+        await asyncio.gather(*(self.stop(name) for name in list(self._tasks)))
+
+    async def store(self, events: Sequence[Event], source: str | None = None, cursor: Cursor | None = None) -> None:
+        """Handlers first, then everything in one transaction. Returns when it is durable."""
+        alerts = self._engine.handle(events, now_us()) if events else []
+        self.alerts += len(alerts)
+        await self._buffer.append([*events, *alerts] if alerts else events, source, cursor, self._engine.changes())
+
+    async def _run(self, source: Source, state: SourceState) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = BACKOFF_S_MIN
+        while True:
+            begun = loop.time()
+            try:
+                await self._read(source, state)
+                error: Exception = NotConnected("the source ended")
+            except (NotConnected, ConfigError) as caught:
+                error = caught
+            except Exception as caught:  # noqa: BLE001 (a defect of one source must not cost the others; it is reported, not hidden)
+                log.error("source %s: %s\n%s", state.name, caught, traceback.format_exc())  # noqa: TRY400 (one entry, with the source's name first)
+                error = caught
+            wait_s = BACKOFF_S_MIN if loop.time() - begun > STEADY_S else wait_s
+            await self._trouble(state, error)
+            pause = CONFIG_RETRY_S if isinstance(error, ConfigError) else random.uniform(wait_s / 2, wait_s)  # noqa: S311 (jitter)
+            wait_s = min(wait_s * 2, BACKOFF_S_MAX)
+            await asyncio.sleep(pause)
+            state.restarts += 1
+
+    async def _read(self, source: Source, state: SourceState) -> None:
+        cursor = await self._buffer.cursor(state.name)
+        state.state = "starting" if cursor is None else "running"
+        storing: asyncio.Task[None] | None = None
+        try:
+            async with aclosing(source.batches(cursor)) as batches:  # type: ignore[type-var]
+                async for events, after in batches:
+                    if storing is not None:
+                        await storing
+                    storing = asyncio.create_task(self._store(state, events, after))
+                    # A rereadable source parses its next batch while this one is being stored.
+                    if not source.rereadable:
+                        await storing
+        finally:
+            if storing is not None:
+                await storing
+
+    async def _store(self, state: SourceState, events: list[Event], cursor: Cursor | None) -> None:
+        await self.store(events, state.name, cursor)
+        state.state = "running"
+        if events:
+            state.events += len(events)
+            state.last_event_us = now_us()
+            state.gaps += sum(event.type == "collection.gap" for event in events)
+        if state.in_trouble and not state.report.trouble:
+            state.in_trouble = False
+            await self.store([_say(state, "agent.source.recovered", f"source {state.name} works again", "success")])
+
+    async def _trouble(self, state: SourceState, error: Exception) -> None:
+        text = str(error) if isinstance(error, NotConnected | ConfigError) else f"{type(error).__name__}: {error}"
+        state.state = "failed" if isinstance(error, ConfigError) else "waiting"
+        state.report.connected = False
+        state.report.fault(text)
+        if not state.in_trouble:
+            state.in_trouble = True
+            log.warning("source %s: %s", state.name, text)
+            await self.store([_say(state, "agent.source.trouble", f"source {state.name}: {text}", "failure")])
+
+
+def _say(state: SourceState, type_: str, message: str, outcome: str) -> Event:
+    now = now_us()
+    return Event(now, now, type_, state.name, outcome=outcome, message=message[:2_000], data={"kind": state.kind})
