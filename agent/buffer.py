@@ -385,10 +385,18 @@ class Buffer:
         no, prev = stream.next_no, stream.last_hash
         batches: list[Batch] = []
         for begin, end in _cuts(part):
+            core, personal, at = part.core[begin:end], part.personal[begin:end], now_us()
             work = partial(
-                seal, part.core[begin:end], part.personal[begin:end], agent=self.agent, buffer=stream.buffer, lane=stream.lane, no=no, prev=prev,
-                sealed=now_us(),
-            )  # fmt: skip
+                seal,
+                core,
+                personal,
+                agent=self.agent,
+                buffer=stream.buffer,
+                lane=stream.lane,
+                no=no,
+                prev=prev,
+                sealed=at,
+            )
             sealed = await asyncio.to_thread(work) if end - begin > SEAL_ASIDE_EVENTS else work()
             batches.append(Batch(sealed, part.observed[begin]))
             no, prev = no + 1, sealed.hash

@@ -19,7 +19,7 @@ from typing import Any
 import aiosqlite
 
 from agent.component import now_us
-from agent.streams import Batch, Row, Stream, advance, insert, make_gap, transaction
+from agent.streams import META, Batch, Row, Stream, advance, insert, make_gap, transaction
 from agent.wire.batch import MalformedBatch, Sealed, read_frame
 from agent.wire.event import Event
 
@@ -160,7 +160,7 @@ def _read_batches(source: sqlite3.Connection, stream: tuple[Any, ...], found: Fo
 def _rows_by_number(
     source: sqlite3.Connection, stream: int, begin: int, end: int, found: Found
 ) -> Iterator[tuple[Any, ...]]:
-    sql = "SELECT no, through, events, bytes, observed, prev, link, counts, frame FROM batches WHERE stream = ? AND no >= ? AND no < ? ORDER BY no"
+    sql = f"SELECT {META}, frame FROM batches WHERE stream = ? AND no >= ? AND no < ? ORDER BY no"
     failures = 0
     for low in range(begin, end, PROBE_ROWS):
         try:

@@ -98,8 +98,8 @@ class Batch:
         return stream.id, h.no, h.through, h.events, len(frame), self.observed, h.prev, link, self.counts, frame
 
 
-_META = "no, through, events, bytes, observed, prev, link, counts"
-_INSERT = f"INSERT INTO batches (stream, {_META}, frame) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+META = "no, through, events, bytes, observed, prev, link, counts"
+_INSERT = f"INSERT INTO batches (stream, {META}, frame) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 async def fetch(db: aiosqlite.Connection, sql: str, *args: object) -> list[Any]:
@@ -138,7 +138,8 @@ async def insert(db: aiosqlite.Connection, stream: Stream, batches: Sequence[Bat
     await db.executemany(_INSERT, [batch.row(stream) for batch in batches])
     last = batches[-1].row(stream)
     await db.execute(
-        "UPDATE streams SET next_no = ?, last_hash = ?, pending_events = pending_events + ?, pending_bytes = pending_bytes + ? WHERE id = ?",
+        "UPDATE streams SET next_no = ?, last_hash = ?, pending_events = pending_events + ?, pending_bytes = pending_bytes + ?"
+        " WHERE id = ?",
         (
             last[2] + 1,
             last[7],
@@ -159,7 +160,7 @@ def advance(stream: Stream, batches: Sequence[Batch]) -> None:
 
 async def rows(db: aiosqlite.Connection, stream: Stream, after: int, limit: int) -> list[Row]:
     """Rows of a stream behind number `after`, oldest first."""
-    sql = f"SELECT {_META} FROM batches WHERE stream = ? AND no > ? ORDER BY no LIMIT ?"
+    sql = f"SELECT {META} FROM batches WHERE stream = ? AND no > ? ORDER BY no LIMIT ?"
     return [Row(*row) for row in await fetch(db, sql, stream.id, after, limit)]
 
 
