@@ -1,0 +1,65 @@
+# Linewarden: the commands of its developers and of whoever wants to see it run. `make help` lists them.
+#
+# Every target makes the environment it needs (.venv, by packaging/environment.sh) where there is none. Git is not needed.
+
+PYTHON ?=
+DURATION ?=
+SEED ?= 7
+ARGS ?=
+PY := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench bench-detection faults package lock format tools clean environment environment-demo
+
+help: ## show this list
+	@echo "Linewarden collects events from plant machines and logs, loses nothing, and brings them to the SOC."
+	@echo
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)$$/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@echo
+	@echo "  DURATION=20 ends the demo after 20 seconds with a summary; ARGS='…' is handed to pytest;"
+	@echo "  PYTHON=/path/to/python3.11 chooses the interpreter."
+
+demo: environment-demo ## run the whole system on this computer: a virtual line, an agent, the collector, PostgreSQL
+	@exec $(PY) -m agent.simulator.demo $(if $(DURATION),--duration $(DURATION)) --seed $(SEED)
+
+test: environment tools ## the test suite, on real SQLite, real PostgreSQL and real protocol servers
+	$(PY) -m pytest -m "not bench and not long" $(ARGS)
+
+check: environment ## lint, format, types, import rules, tidiness
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	$(PY) -m pytest -q --no-header tests/unit/test_repository.py
+
+bench: environment tools ## measure speed, memory and latency, each against its limit in the same run
+	$(PY) -m pytest -m bench -s tests/bench $(ARGS)
+
+bench-detection: environment ## measure what the detections find and what they raise for nothing
+	$(PY) -m pytest -m bench_detection -s tests/bench $(ARGS)
+
+faults: environment tools ## the fault suite at length: kills, cut links, full disks, damaged files (seeded)
+	$(PY) -m pytest -m "not bench" --timeout 0 tests/faults $(ARGS)
+
+package: environment ## build wheel, source archive, and a bundle that installs without internet, into dist/
+	@packaging/build.sh
+
+lock: environment ## renew the lock files from pyproject.toml (needs a package index)
+	@packaging/lock.sh
+
+format: environment ## format the code and put right what the linter can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+tools: ## install the programs that some tests speak to, as far as this user may
+	@packaging/test-tools.sh
+
+clean: ## remove what was built and measured; the environment stays
+	rm -rf dist build .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+environment:
+	@PYTHON="$(PYTHON)" packaging/environment.sh dev
+
+environment-demo:
+	@PYTHON="$(PYTHON)" packaging/environment.sh demo

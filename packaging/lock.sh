@@ -1,0 +1,19 @@
+#!/bin/sh
+# Renews requirements.lock (everything) and requirements-demo.lock (what `make demo` needs; the same versions).
+#
+# The files name packages, versions and hashes for every platform and Python we support, and no index: where packages come
+# from is the business of whoever installs. `packaging/lock.sh --upgrade` takes the newest versions that pyproject.toml allows.
+set -eu
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+compile() { .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+    --no-emit-index-url --no-emit-find-links "$@"; }
+
+# The build backend is locked with the rest: the project is installed without looking for one.
+backend=$(mktemp)
+trap 'rm -f "$backend"' EXIT
+printf 'hatchling>=1.27,<2\neditables>=0.5\n' >"$backend"
+compile "$@" --all-extras --group dev pyproject.toml "$backend" -o requirements.lock
+compile --extra demo pyproject.toml "$backend" -c requirements.lock -o requirements-demo.lock
+echo "requirements.lock: $(grep -c '==' requirements.lock) packages; requirements-demo.lock: $(grep -c '==' requirements-demo.lock)"
