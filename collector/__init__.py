@@ -1,0 +1,1 @@
+"""The central collector: takes batches exactly once into PostgreSQL and answers for them."""

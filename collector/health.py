@@ -1,0 +1,166 @@
+"""Whether this collector can do its duty, and its counters."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from litestar import Response, get
+from litestar.datastructures import State
+from msgspec import Struct
+
+from collector.access import PUBLIC
+from collector.ingest import Ingest
+from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
+from collector.store.partitions import Partitions
+
+PREFIX = "linewarden_collector_"
+PING_S_MAX = 3.0
+
+
+class Check(Struct):
+    """One of the things that have to be so."""
+
+    ok: bool
+    detail: str
+
+
+class Health(Struct):
+    """All of them; `ok` where every one is."""
+
+    ok: bool
+    checks: dict[str, Check]
+
+
+@dataclass(slots=True)
+class Condition:
+    """What the background work last found. Read by /healthz, /readyz and /metrics."""
+
+    started: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    trouble: str = "starting"
+    partitions: Partitions | None = None
+    partitions_trouble: str | None = None
+
+    def partitions_check(self, today: date) -> Check:
+        """Whether there is a place for what comes tomorrow."""
+        found = self.partitions
+        if self.partitions_trouble is not None:
+            return Check(ok=False, detail=self.partitions_trouble)
+        if found is None or found.through is None:
+            return Check(ok=False, detail="there are no partitions yet")
+        if found.through < today + timedelta(days=1):
+            return Check(ok=False, detail=f"partitions end on {found.through}. Run: linewarden-collector db partition")
+        if found.stray:
+            return Check(
+                ok=False,
+                detail=f"{found.stray} rows lie in a default partition. Run: linewarden-collector db partition",
+            )
+        return Check(ok=True, detail=f"{found.days} days, through {found.through}")
+
+
+async def look(database: Database, condition: Condition) -> Health:
+    """Ask everything."""
+    checks = {"process": Check(ok=True, detail=f"up {time.monotonic() - condition.started:.0f} s")}
+    if not condition.ready:
+        checks["database"] = Check(ok=False, detail=condition.trouble)
+    else:
+        try:
+            async with asyncio.timeout(PING_S_MAX):
+                await database.ping()
+            checks["database"] = Check(ok=True, detail="answers")
+        except (StoreUnavailable, StoreMisconfigured, TimeoutError) as error:
+            checks["database"] = Check(ok=False, detail=str(error) or f"no answer within {PING_S_MAX:g} s")
+        checks["partitions"] = condition.partitions_check(datetime.now(UTC).date())
+    return Health(all(check.ok for check in checks.values()), checks)
+
+
+def _answer(health: Health) -> Response[Health]:
+    return Response(health, status_code=200 if health.ok else 503, headers={"Cache-Control": "no-store"})
+
+
+@get("/healthz", opt={"access": PUBLIC}, tags=["health"], summary="Whether the collector can do its duty")
+async def healthz(state: State) -> Response[Health]:
+    """200, or 503 with what is wrong."""
+    return _answer(await look(state.database, state.condition))
+
+
+@get("/readyz", opt={"access": PUBLIC}, tags=["health"], summary="Whether to send requests here")
+async def readyz(state: State) -> Response[Health]:
+    """200 where a batch would be taken now. Partitions may be missing: what finds none is caught."""
+    health = await look(state.database, state.condition)
+    checks = {name: check for name, check in health.checks.items() if name != "partitions"}
+    return _answer(Health(all(check.ok for check in checks.values()), checks))
+
+
+@get("/metrics", opt={"access": PUBLIC}, tags=["health"], summary="Counters for Prometheus", media_type="text/plain")
+async def metrics(state: State) -> Response[str]:
+    """In the text format 0.0.4."""
+    ingest: Ingest = state.ingest
+    text = "".join(f"{line}\n" for line in _lines(ingest, state.condition))
+    return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def _metric(name: str, kind: str, meaning: str, values: Iterable[tuple[str, Any]]) -> Iterable[str]:
+    yield f"# HELP {PREFIX}{name} {meaning}"
+    yield f"# TYPE {PREFIX}{name} {kind}"
+    for labels, value in values:
+        yield f"{PREFIX}{name}{labels} {value}"
+
+
+_OUTCOMES = (
+    "stored",
+    "missing",
+    "forked",
+    "malformed",
+    "toolarge",
+    "slow",
+    "busy",
+    "unavailable",
+    "forbidden",
+    "agent",
+)
+
+
+def _lines(ingest: Ingest, condition: Condition) -> Iterable[str]:
+    counts = ingest.counts
+    outcomes = [(f'{{outcome="{name}"}}', counts.outcomes[name]) for name in sorted({*_OUTCOMES, *counts.outcomes})]
+    yield from _metric("requests_total", "counter", "Requests to store batches, by outcome", outcomes)
+    by_kind = [(f'{{kind="{name}"}}', counts.batches[name]) for name in ("new", "again")]
+    yield from _metric(
+        "batches_total", "counter", "Batches of accepted requests: stored now, or stored before", by_kind
+    )
+    yield from _metric("events_total", "counter", "Events stored", [("", counts.events)])
+    yield from _metric(
+        "request_bytes_total", "counter", "Bytes of requests to store batches, as sent", [("", counts.bytes)]
+    )
+    yield from _metric(
+        "careful_total", "counter", "Requests with a value that jsonb cannot hold", [("", counts.careful)]
+    )
+    yield from _metric(
+        "store_seconds_total", "counter", "Time spent on accepted requests", [("", round(counts.seconds, 6))]
+    )
+    yield from _metric("requests_working", "gauge", "Requests in work now", [("", ingest.working)])
+    yield from _metric(
+        "ready", "gauge", "Whether the database was reached and is migrated", [("", int(condition.ready))]
+    )
+    found = condition.partitions
+    if found is not None:
+        yield from _metric("partitions_days", "gauge", "Days that have partitions", [("", found.days)])
+        yield from _metric("stray_rows", "gauge", "Rows that found no partition of their day", [("", found.stray)])
+
+
+@get("/", opt={"access": PUBLIC}, include_in_schema=False, media_type="text/html")
+async def front() -> Response[str]:
+    """Where to go from here."""
+    return Response(_FRONT, media_type="text/html", headers={"Content-Security-Policy": "default-src 'none'"})
+
+
+_FRONT = """<!doctype html><html lang="en"><title>Linewarden collector</title>
+<h1>Linewarden collector</h1><p>The API is described at <a href="/schema">/schema</a>;
+its health is at <a href="/healthz">/healthz</a>.</p></html>
+"""
+
+ROUTES = [healthz, readyz, metrics, front]

@@ -1,0 +1,455 @@
+"""Reading: events by filter, by id, by correlation; agents. Pages follow an opaque cursor and never skip or repeat an event.
+
+A cursor is the key of the last event of a page and the order it was read in. It holds for any later time; an event that arrives meanwhile
+is on the pages to come if its key lies behind the cursor, else it was too late for this reading.
+"""
+
+import base64
+import csv
+import io
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+from litestar import Request, Response, get
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.params import Parameter
+from msgspec import Raw, Struct
+
+from agent.wire.batch import MalformedBatch, read_frame
+from collector.problems import Problem
+from collector.store import agents, events
+from collector.store.database import Database
+from collector.store.events import BadFilter, Filter, Order, Position, TooSlow
+from collector.store.rows import from_us, to_us
+
+if TYPE_CHECKING:
+    from collector.access import Caller
+
+VALUES_MAX = 100
+"""Values that one filter may list."""
+TEXT_CHARS_MAX = 1_000
+DATA_CHARS_MAX = 16_384
+FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv"}
+_CURSOR = struct.Struct(">BBqqi")
+_CURSOR_VERSION = 1
+
+
+class EventOut(Struct):
+    """An event as it is answered. Its id is `agent_id/buffer/lane/batch_no/index`."""
+
+    event_id: str
+    received: datetime
+    time: datetime
+    observed: datetime | None
+    time_flag: str | None
+    time_claimed: int | None
+    agent_id: UUID
+    site: str
+    line: str
+    station: str
+    type: str
+    category: str
+    severity: int
+    source: str
+    src_ip: str | None
+    target: str | None
+    outcome: str | None
+    message: str | None
+    correlation_id: str | None
+    actor: str | None
+    raw: str | None
+    data: Raw | dict[str, Any]
+    personal: Raw | dict[str, Any]
+
+
+class Page(Struct):
+    """Events and the cursor behind them; `next` is null where there are no more now."""
+
+    events: list[EventOut]
+    next: str | None
+
+
+class EvidenceOut(Struct):
+    """What proves an event: the batch that it came in. `frame` says whether the stored frame is whole and is that batch."""
+
+    batch_id: int
+    batch_no: int
+    through: int
+    index: int
+    events: int
+    hash: str
+    prev: str
+    received: datetime
+    frame_bytes: int
+    frame: str
+
+
+class EventWithEvidence(Struct):
+    """An event and its evidence; null where the frame is no longer kept."""
+
+    event: EventOut
+    evidence: EvidenceOut | None
+
+
+class AgentOut(Struct):
+    """An agent as it is known here. `streams`: how far each lane of its buffers is stored."""
+
+    agent_id: UUID
+    site: str
+    line: str
+    station: str
+    version: str | None
+    first_seen: datetime
+    last_seen: datetime
+    last_event: datetime | None
+    events: int
+    batches: int
+    gaps: int
+    clock_offset_us: int | None
+    status: Raw | None
+    streams: Raw | None
+
+
+class Agents(Struct):
+    """The fleet."""
+
+    agents: list[AgentOut]
+
+
+def _json(value: str | None, text: str | None) -> Raw | dict[str, Any]:
+    if value is not None:
+        return Raw(value.encode())
+    if text is None:
+        return {}
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {"text": text}
+    return Raw(text.encode())
+
+
+def event_out(row: events.Record) -> EventOut:
+    """A stored row as it is answered."""
+    identity = f"{row['agent_id']}/{row['buffer_id'].hex}/{row['lane']}/{row['batch_no']}/{row['idx']}"
+    return EventOut(
+        identity, row["received"], row["time"], row["observed"], row["time_flag"], row["time_claimed"], row["agent_id"], row["site"],
+        row["line"], row["station"], row["type"], row["category"], row["severity"], row["source"], row["src_ip"], row["target"],
+        row["outcome"], row["message"], row["correlation_id"], row["actor"], row["raw"], _json(row["data"], row["data_text"]),
+        _json(row["personal"], row["personal_text"]),
+    )  # fmt: skip
+
+
+def position_of(row: events.Record) -> Position:
+    """The key of a row."""
+    return row["time"], row["batch_id"], row["idx"]
+
+
+def encode_cursor(position: Position, order: Order) -> str:
+    """Opaque to the client: a version, the order, the key."""
+    packed = _CURSOR.pack(_CURSOR_VERSION, order == "asc", to_us(position[0]), position[1], position[2])
+    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def decode_cursor(text: str, order: Order) -> Position:
+    """The key of a cursor. Raises Problem."""
+    try:
+        version, ascending, us, batch_id, idx = _CURSOR.unpack(
+            base64.b64decode(text + "=" * (-len(text) % 4), "-_", validate=True)
+        )
+    except (ValueError, struct.error):
+        raise Problem(400, "after is not a cursor of ours. Give the `next` of the page before", code="cursor") from None
+    moment = from_us(us)
+    if version != _CURSOR_VERSION or moment is None:
+        raise Problem(400, f"after is a cursor of version {version}; begin anew without it", code="cursor")
+    if bool(ascending) != (order == "asc"):
+        raise Problem(400, "after comes from a reading in the other order", code="cursor")
+    return moment, batch_id, idx
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def _many(name: str, values: "Sequence[Any] | None") -> tuple[Any, ...]:
+    if values and len(values) > VALUES_MAX:
+        raise Problem(400, f"{name}: {len(values)} values; {VALUES_MAX} are taken", code="filter")
+    return tuple(values or ())
+
+
+def _data(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Problem(400, f"data: not JSON: {error}", code="filter") from None
+    if not isinstance(value, dict):
+        raise Problem(
+            400, 'data: give a JSON object that the event\'s data contains, as in {"unit":"degC"}', code="filter"
+        )
+    return text
+
+
+_PAGING = frozenset({"after", "order", "limit", "format"})
+_FILTERS = frozenset(
+    {
+        "from", "to", "agent", "site", "line", "station", "type", "category", "severity", "severity_in", "source", "actor", "src_ip",
+        "target", "outcome", "text", "data", "correlation_id",
+    }
+)  # fmt: skip
+
+
+def _check_names(request: Request[Any, Any, Any]) -> None:
+    """A filter that is misspelt would answer with everything: refused instead."""
+    known = _FILTERS | _PAGING
+    for name in request.query_params:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}"
+            raise Problem(400, f"there is no parameter {name!r}. {hint}", code="filter")
+
+
+_Texts = list[Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]] | None
+Format = Literal["json", "ndjson", "csv"]
+
+
+async def provide_filter(
+    request: Request[Any, Any, Any],
+    begin: Annotated[
+        datetime | None, Parameter(query="from", description="Time of the event, inclusive, RFC 3339")
+    ] = None,
+    end: Annotated[datetime | None, Parameter(query="to", description="Time of the event, exclusive, RFC 3339")] = None,
+    agent: Annotated[list[UUID] | None, Parameter(query="agent")] = None,
+    site: Annotated[_Texts, Parameter(query="site")] = None,
+    line: Annotated[_Texts, Parameter(query="line")] = None,
+    station: Annotated[_Texts, Parameter(query="station")] = None,
+    type_: Annotated[
+        _Texts, Parameter(query="type", description="A name, or `authentication.*` for it and all below")
+    ] = None,
+    category: Annotated[_Texts, Parameter(query="category")] = None,
+    severity: Annotated[int | None, Parameter(query="severity", ge=1, le=6, description="At least this")] = None,
+    severity_in: Annotated[list[int] | None, Parameter(query="severity_in", description="Exactly one of these")] = None,
+    source: Annotated[_Texts, Parameter(query="source")] = None,
+    actor: Annotated[_Texts, Parameter(query="actor")] = None,
+    src_ip: Annotated[_Texts, Parameter(query="src_ip")] = None,
+    target: Annotated[_Texts, Parameter(query="target")] = None,
+    outcome: Annotated[_Texts, Parameter(query="outcome")] = None,
+    text: Annotated[
+        str | None, Parameter(query="text", max_length=TEXT_CHARS_MAX, description="Part of the message, any case")
+    ] = None,
+    data_: Annotated[
+        str | None, Parameter(query="data", max_length=DATA_CHARS_MAX, description="A JSON object that data contains")
+    ] = None,
+    correlation_id: Annotated[str | None, Parameter(query="correlation_id", max_length=TEXT_CHARS_MAX)] = None,
+) -> Filter:
+    """The filter of a request, within the scope of its caller."""
+    _check_names(request)
+    caller: Caller = request.auth
+    if severity_in and not all(1 <= value <= 6 for value in severity_in):  # noqa: PLR2004
+        raise Problem(400, "severity_in: severities are 1 … 6", code="filter")
+    return Filter(
+        begin=_utc(begin),
+        end=_utc(end),
+        agents=_many("agent", agent),
+        sites=_many("site", site),
+        lines=_many("line", line),
+        stations=_many("station", station),
+        types=_many("type", type_),
+        categories=_many("category", category),
+        severity_min=severity,
+        severities=_many("severity_in", severity_in),
+        sources=_many("source", source),
+        actors=_many("actor", actor),
+        src_ips=_many("src_ip", src_ip),
+        targets=_many("target", target),
+        outcomes=_many("outcome", outcome),
+        text=text,
+        data=_data(data_),
+        correlation_id=correlation_id,
+        scope=caller.scope,
+    )
+
+
+def _format(request: Request[Any, Any, Any], asked: Format | None) -> Format:
+    if asked is not None:
+        return asked
+    accept = request.headers.get("accept", "")
+    for name in ("ndjson", "csv"):
+        if FORMATS[name] in accept or (name == "ndjson" and "application/ndjson" in accept):
+            return "ndjson" if name == "ndjson" else "csv"
+    return "json"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, Raw):
+        return bytes(value).decode()
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode() if value else ""
+    text = str(value)
+    # A spreadsheet takes such a cell for a formula, and what stands in it came from outside.
+    return "'" + text if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _csv(found: Iterable[EventOut]) -> bytes:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(EventOut.__struct_fields__)
+    for event in found:
+        writer.writerow([_cell(getattr(event, name)) for name in EventOut.__struct_fields__])
+    return out.getvalue().encode()
+
+
+def _ndjson(found: Iterable[EventOut]) -> bytes:
+    return msgspec.json.Encoder().encode_lines(list(found))
+
+
+_WRITERS: dict[str, Callable[[Iterable[EventOut]], bytes]] = {"ndjson": _ndjson, "csv": _csv}
+
+
+async def _page(database: Database, wanted: Filter, after: str | None, order: Order, limit: int) -> Page:
+    position = decode_cursor(after, order) if after is not None else None
+    try:
+        rows = await events.page(database, wanted, after=position, order=order, limit=limit + 1)
+    except BadFilter as error:
+        raise Problem(400, f"a filter cannot be used: {error}", code="filter") from None
+    except TooSlow as error:
+        raise Problem(504, f"{error}. Narrow it: give from and to, or an agent", code="slow") from None
+    found = [event_out(row) for row in rows[:limit]]
+    return Page(found, encode_cursor(position_of(rows[limit - 1]), order) if len(rows) > limit else None)
+
+
+def _answer(request: Request[Any, Any, Any], page: Page, asked: Format | None) -> Response[Any]:
+    chosen = _format(request, asked)
+    headers = {"Cache-Control": "no-store"}
+    if page.next is not None:
+        # For the formats whose body has no place for it.
+        query = [(key, value) for key, value in request.query_params.multi_items() if key != "after"]
+        headers["Link"] = f'<{request.url.path}?{urlencode([*query, ("after", page.next)])}>; rel="next"'
+        headers["Linewarden-Next"] = page.next
+    body = msgspec.json.encode(page) if chosen == "json" else _WRITERS[chosen](page.events)
+    return Response(body, media_type=FORMATS[chosen], headers=headers)
+
+
+_After = Annotated[str | None, Parameter(query="after", max_length=200, description="`next` of the page before")]
+_Limit = Annotated[int, Parameter(query="limit", ge=1, le=events.LIMIT_MAX)]
+
+
+@get(
+    "/v1/events",
+    opt={"access": "read"},
+    dependencies={"wanted": Provide(provide_filter)},
+    tags=["events"],
+    summary="Find events",
+)
+async def get_events(
+    request: Request[Any, Any, Any],
+    state: State,
+    wanted: Filter,
+    after: _After = None,
+    order: Order = "desc",
+    limit: _Limit = 100,
+    format_: Annotated[Format | None, Parameter(query="format", description="Instead of Accept")] = None,
+) -> Response[Any]:
+    """Events by filter, newest first unless asked otherwise."""
+    return _answer(request, await _page(state.database, wanted, after, order, limit), format_)
+
+
+@get(
+    "/v1/correlations/{correlation_id:str}",
+    opt={"access": "read"},
+    tags=["events"],
+    summary="All events of one correlation id",
+)
+async def get_correlation(
+    request: Request[Any, Any, Any], state: State, correlation_id: str, after: _After = None, limit: _Limit = 100
+) -> Response[Any]:
+    """In the order in which they happened."""
+    caller: Caller = request.auth
+    wanted = Filter(correlation_id=correlation_id, scope=caller.scope)
+    return _answer(request, await _page(state.database, wanted, after, "asc", limit), None)
+
+
+@get("/v1/events/{event_id:path}", opt={"access": "read"}, tags=["events"], summary="One event with its evidence")
+async def get_event(request: Request[Any, Any, Any], state: State, event_id: str) -> EventWithEvidence:
+    """By `agent_id/buffer/lane/batch_no/index`."""
+    caller: Caller = request.auth
+    identity = _identity(event_id.strip("/"))
+    try:
+        found = await events.one(state.database, **identity, scope=caller.scope)
+    except BadFilter:
+        found = None
+    if found is None:
+        raise Problem(404, f"there is no event {event_id.strip('/')[:200]}", code="event")
+    row, evidence = found
+    return EventWithEvidence(event_out(row), _evidence(evidence, identity["idx"]) if evidence is not None else None)
+
+
+def _identity(text: str) -> dict[str, Any]:
+    parts = text.split("/")
+    numbers = parts[2:]
+    if len(parts) != 5 or not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in numbers):  # noqa: PLR2004
+        raise Problem(400, "an event's id is agent_id/buffer/lane/batch_no/index", code="event")
+    try:
+        agent_id, buffer_id = UUID(parts[0]), UUID(parts[1])
+    except ValueError:
+        raise Problem(
+            400, "an event's id begins with two UUIDs: agent_id/buffer/lane/batch_no/index", code="event"
+        ) from None
+    lane, no, idx = map(int, numbers)
+    if lane > 1 or no >= 2**63 or idx >= 2**31:
+        raise Problem(404, f"there is no event {text[:200]}", code="event")
+    return {"agent_id": agent_id, "buffer_id": buffer_id, "lane": lane, "no": no, "idx": idx}
+
+
+def _evidence(row: events.Record, idx: int) -> EvidenceOut:
+    return EvidenceOut(
+        row["batch_id"], row["batch_no"], row["through"], idx, row["events"], row["hash"], row["prev"], row["received"],
+        len(row["frame"]), _frame_state(row),
+    )  # fmt: skip
+
+
+def _frame_state(row: events.Record) -> str:
+    """Either "whole", or what is wrong with the stored frame."""
+    try:
+        frame = read_frame(row["frame"])
+        frame.core_lines()
+    except MalformedBatch as error:
+        return f"damaged: {error}"
+    return (
+        "whole"
+        if frame.hash == row["hash"] and frame.header.prev == row["prev"]
+        else "another batch than its hash names"
+    )
+
+
+@get("/v1/agents", opt={"access": "read"}, tags=["agents"], summary="The fleet")
+async def get_agents(request: Request[Any, Any, Any], state: State) -> Agents:
+    """All agents that the key may see."""
+    caller: Caller = request.auth
+    database: Database = state.database
+    async with database.connection() as connection:
+        found = await agents.everyone(connection, caller.scope)
+    return Agents([agent_out(row) for row in found])
+
+
+def agent_out(row: dict[str, Any]) -> AgentOut:
+    """A stored agent as it is answered."""
+
+    def raw(name: str) -> Raw | None:
+        return Raw(row[name].encode()) if row[name] is not None else None
+
+    return AgentOut(**{**row, "status": raw("status"), "streams": raw("streams")})
+
+
+ROUTES = [get_events, get_correlation, get_event, get_agents]

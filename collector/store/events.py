@@ -1,0 +1,219 @@
+"""Reading events: filters become one SQL condition, pages follow a key and never an offset.
+
+The key is (time, batch_id, idx): unique, in an index, and it never changes, so a page is the same page however many events arrive.
+A time filter bounds `received` too (an event is never stored with a time further ahead than FUTURE_S_MAX), which spares
+PostgreSQL the partitions of the days before.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+import asyncpg
+
+from collector.store.database import Database
+from collector.store.rows import FUTURE_S_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collector.store.database import Connection
+
+LIMIT_MAX = 1_000
+QUERY_S_MAX = 30.0
+Order = Literal["asc", "desc"]
+Position = tuple[datetime, int, int]
+"""time, batch_id, idx of the last event of a page."""
+Record = asyncpg.Record
+
+
+class BadFilter(Exception):
+    """A filter that PostgreSQL cannot take: a text with a NUL character, a number out of range."""
+
+
+class TooSlow(Exception):
+    """The query ran into its time limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which events. A None or an empty tuple is no condition; within a tuple any one has to hold, between fields all."""
+
+    begin: datetime | None = None
+    end: datetime | None = None
+    agents: tuple[UUID, ...] = ()
+    sites: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    stations: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    """Exact names, or `authentication.*` for a type and all below it."""
+    categories: tuple[str, ...] = ()
+    severity_min: int | None = None
+    severities: tuple[int, ...] = ()
+    sources: tuple[str, ...] = ()
+    actors: tuple[str, ...] = ()
+    src_ips: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    text: str | None = None
+    """Part of the message, whatever its case."""
+    data: str | None = None
+    """A JSON object that `data` contains."""
+    correlation_id: str | None = None
+    scope: tuple[str, str, str] = field(default=("", "", ""))
+    """Site, line, station of the caller's key: what lies outside does not exist for it. Empty: all."""
+
+
+class _Where:
+    def __init__(self) -> None:
+        self.conditions: list[str] = []
+        self.arguments: list[Any] = []
+
+    def bind(self, value: Any) -> str:
+        self.arguments.append(value)
+        return f"${len(self.arguments)}"
+
+    def add(self, template: str, value: Any) -> None:
+        self.conditions.append(template.format(self.bind(value)))
+
+    def any_of(self, column: str, kind: str, values: "Sequence[Any]") -> None:
+        if len(values) == 1:
+            # An equality lets the planner use an index and its order.
+            self.add(f"{column} = {{}}::{kind}", values[0])
+        elif values:
+            self.add(f"{column} = ANY ({{}}::{kind}[])", list(values))
+
+    def __str__(self) -> str:
+        return " AND ".join(self.conditions) or "true"
+
+
+_COLUMNS = """
+e.received, e.time, e.observed, e.time_flag, e.time_claimed, e.agent_id, e.buffer_id, e.lane, e.batch_no, e.idx, e.batch_id, p.site, p.line,
+p.station, e.type, e.category, e.severity, e.source, e.src_ip, e.target, e.outcome, e.message, e.correlation_id, e.actor, e.raw, e.data,
+e.data_text, e.personal, e.personal_text
+"""
+
+
+def _where(wanted: Filter) -> _Where:
+    w = _Where()
+    if wanted.begin is not None:
+        w.add("e.time >= {}::timestamptz", wanted.begin)
+        w.add("e.received >= {}::timestamptz", _earlier(wanted.begin))
+    if wanted.end is not None:
+        w.add("e.time < {}::timestamptz", wanted.end)
+    w.any_of("e.agent_id", "uuid", wanted.agents)
+    _places(w, wanted)
+    _types(w, wanted.types)
+    w.any_of("e.category", "text", wanted.categories)
+    if wanted.severity_min is not None:
+        # Written out: a literal lets the planner use the partial index.
+        w.conditions.append(f"e.severity >= {int(wanted.severity_min)}")
+    w.any_of("e.severity", "smallint", wanted.severities)
+    for column, values in (
+        ("source", wanted.sources),
+        ("actor", wanted.actors),
+        ("src_ip", wanted.src_ips),
+        ("target", wanted.targets),
+        ("outcome", wanted.outcomes),
+    ):
+        w.any_of(f"e.{column}", "text", values)
+    if wanted.text is not None:
+        w.add("e.message ILIKE {}::text", "%" + _literal(wanted.text) + "%")
+    if wanted.data is not None:
+        w.add("e.data @> {}::jsonb", wanted.data)
+    if wanted.correlation_id is not None:
+        w.add("e.correlation_id = {}::text", wanted.correlation_id)
+    return w
+
+
+def _earlier(moment: datetime) -> datetime:
+    try:
+        return moment - timedelta(seconds=FUTURE_S_MAX)
+    except OverflowError:
+        return moment
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _places(w: _Where, wanted: Filter) -> None:
+    columns = [("site", wanted.sites), ("line", wanted.lines), ("station", wanted.stations)]
+    columns += [(name, (value,)) for (name, _), value in zip(columns, wanted.scope, strict=True) if value]
+    inner = _Where()
+    inner.arguments = w.arguments
+    for column, values in columns:
+        inner.any_of(column, "text", values)
+    if inner.conditions:
+        w.conditions.append(f"e.place_id = ANY (ARRAY(SELECT place_id FROM places WHERE {inner}))")
+
+
+def _types(w: _Where, types: tuple[str, ...]) -> None:
+    exact = [name for name in types if not name.endswith(".*")]
+    either = []
+    if exact:
+        either.append(f"e.type = ANY ({w.bind(exact)}::text[])")
+    for name in types:
+        if name.endswith(".*"):
+            stem = name.removesuffix(".*")
+            # A range, and not LIKE: it means the same in every collation.
+            either.append(
+                f'(e.type = {w.bind(stem)} OR e.type COLLATE "C" BETWEEN {w.bind(stem + ".")} AND {w.bind(stem + "/")})'
+            )
+    if either:
+        w.conditions.append("(" + " OR ".join(either) + ")")
+
+
+async def page(
+    database: Database, wanted: Filter, *, after: Position | None, order: Order, limit: int
+) -> "Sequence[Record]":
+    """The next events behind `after`, at most `limit`. Raises BadFilter, TooSlow."""
+    w = _where(wanted)
+    if after is not None:
+        sign = ">" if order == "asc" else "<"
+        key = f"({w.bind(after[0])}::timestamptz, {w.bind(after[1])}::bigint, {w.bind(after[2])}::integer)"
+        w.conditions.append(f"(e.time, e.batch_id, e.idx) {sign} {key}")
+    sql = (
+        f"SELECT {_COLUMNS} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w} "
+        f"ORDER BY e.time {order}, e.batch_id {order}, e.idx {order} LIMIT {int(limit)}"
+    )
+    return await _fetch(database, sql, w.arguments)
+
+
+async def one(
+    database: Database, *, agent_id: UUID, buffer_id: UUID, lane: int, no: int, idx: int, scope: tuple[str, str, str]
+) -> "tuple[Record, Record | None] | None":
+    """An event by its identity, and its evidence if that is still there."""
+    found = await _fetch(database, _EVIDENCE, [agent_id, buffer_id, lane, no])
+    for evidence in found:
+        w = _Where()
+        w.add("e.received = {}::timestamptz", evidence["received"])
+        w.add("e.batch_id = {}::bigint", evidence["batch_id"])
+        w.add("e.idx = {}::integer", idx)
+        _places(w, Filter(scope=scope))
+        sql = f"SELECT {_COLUMNS} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w}"
+        if rows := await _fetch(database, sql, w.arguments):
+            return rows[0], evidence
+    return None
+
+
+async def _fetch(database: Database, sql: str, arguments: "Sequence[Any]") -> "Sequence[Record]":
+    async with database.connection() as connection:
+        return await fetch_bounded(connection, sql, arguments)
+
+
+async def fetch_bounded(connection: "Connection", sql: str, arguments: "Sequence[Any]") -> "Sequence[Record]":
+    """Run a reading statement within QUERY_S_MAX."""
+    try:
+        return await connection.fetch(sql, *arguments, timeout=QUERY_S_MAX)
+    except TimeoutError:
+        raise TooSlow(f"the query took longer than {QUERY_S_MAX:g} s") from None
+    except (asyncpg.DataError, ValueError, OverflowError) as error:
+        raise BadFilter(str(error).partition("\n")[0]) from None
+
+
+_EVIDENCE = """
+SELECT received, batch_id, batch_no, through, events, xid::text AS xid, hash, prev, frame FROM evidence
+WHERE agent_id = $1 AND buffer_id = $2 AND lane = $3 AND batch_no = $4 ORDER BY received
+"""
