@@ -1,0 +1,278 @@
+"""From a monitored item's notification to an event: node ids as people write them, values as JSON, times that mean something.
+
+A node is configured by namespace URI and identifier, `nsu=http://acme/press;s=Spindle.Temp`, since a namespace's index may differ
+after every restart of a server; it is resolved anew for each session. What a notification carries is kept: raw status code, source
+and server time. A time that is a sentinel (1601, 1970, 9999) is no time and is refused.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from annotated_types import Ge, Le
+
+from agent.sources.opcua_private import ua
+from agent.wire.event import Event
+
+TEXT_CHARS_MAX = 4_096
+"""A longer text value is cut, and `value_chars` says how long it was."""
+ITEMS_MAX = 256
+"""A longer array value is cut, and `value_items` says how many there were."""
+DEPTH_MAX = 4
+
+OVERFLOW = 0x480
+"""InfoType DataValue with the overflow bit: the server's queue of this item was full and values are missing before this one."""
+
+Role = Literal["reading", "state", "counter", "setpoint", "mode"]
+
+TYPES: dict[str, str] = {
+    "reading": "equipment.reading",
+    "state": "equipment.state.changed",
+    "counter": "equipment.counter",
+    "setpoint": "configuration.setpoint.changed",
+    "mode": "configuration.mode.changed",
+}
+REMEMBERED_ROLES = frozenset({"state", "setpoint", "mode"})
+"""Roles whose last value goes into the cursor, so that a change while the agent was away is an event."""
+
+_NODE = re.compile(r"(?:(?P<ns>ns=\d{1,5}|nsu=[^;]+);)?(?P<kind>[isgb])=(?P<id>.+)", re.DOTALL)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_TIME_MIN, _TIME_MAX = datetime(1971, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigNode:
+    """One node to watch. What is left out is as the source has it."""
+
+    node: str
+    name: str | None = None
+    role: Role = "reading"
+    unit: str | None = None
+    sampling_interval_ms: Annotated[float, Ge(0), Le(86_400_000)] | None = None
+    queue_size: Annotated[int, Ge(1), Le(100_000)] | None = None
+    deadband: Annotated[float, Ge(0)] = 0.0
+    deadband_type: Literal["absolute", "percent"] = "absolute"
+
+    def __post_init__(self) -> None:
+        check_node(self.node)
+        if self.deadband_type == "percent" and self.deadband > 100:  # noqa: PLR2004 - percent
+            raise ValueError(f"deadband: {self.deadband:g} percent of a range is more than all of it; give 0 to 100")
+
+
+def check_node(text: str) -> None:
+    """Raises ValueError with a sentence where a text is not a node id."""
+    found = _NODE.fullmatch(text)
+    good = found is not None
+    if found is not None and found["kind"] == "i":
+        good = found["id"].isdecimal() and int(found["id"]) < 2**32
+    elif found is not None and found["kind"] == "g":
+        good = re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", found["id"]) is not None
+    if not good:
+        raise ValueError(
+            f"node: {text!r} is not a node id; write nsu=NAMESPACE-URI;s=NAME (or i=NUMBER, g=GUID, b=BASE64), or ns=INDEX;…"
+        )
+
+
+def default_name(text: str) -> str:
+    """What a node is called where the configuration does not say: its identifier."""
+    found = _NODE.fullmatch(text)
+    return found["id"] if found is not None else text
+
+
+def resolve(text: str, namespaces: Sequence[str]) -> Any:
+    """The NodeId in this session, or None where the server has no such namespace."""
+    found = _NODE.fullmatch(text)
+    if found is None:
+        return None
+    space = found["ns"] or "ns=0"
+    if space.startswith("nsu="):
+        if space[4:] not in namespaces:
+            return None
+        space = f"ns={namespaces.index(space[4:])}"
+    try:
+        return ua.NodeId.from_string(f"{space};{found['kind']}={found['id']}")
+    except (ua.UaError, ValueError):
+        return None
+
+
+def as_text(node_id: Any, namespaces: Sequence[str]) -> str:
+    """A NodeId with its namespace's URI, so that it holds beyond this session."""
+    text: str = (
+        ua.NodeId(node_id.Identifier, 0, node_id.NodeIdType).to_string()
+        if node_id.NamespaceIndex
+        else node_id.to_string()
+    )
+    if not node_id.NamespaceIndex:
+        return text
+    text = text.rpartition("ns=0;")[2]
+    index = node_id.NamespaceIndex
+    return f"nsu={namespaces[index]};{text}" if index < len(namespaces) else f"ns={index};{text}"
+
+
+def time_us(moment: datetime | None) -> int | None:
+    """µs since the epoch; None for no time and for a sentinel."""
+    if moment is None or not _TIME_MIN < moment < _TIME_MAX:
+        return None
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def status_name(code: int) -> str:
+    """The symbolic name of a status code, without its info bits."""
+    name = _STATUS_NAMES.get(code & 0xFFFF0000)
+    if name is None:
+        name = ua.StatusCode(code & 0xFFFF0000).name
+        if len(_STATUS_NAMES) < 1_000:  # noqa: PLR2004 - there are some 250; a hostile server could send four thousand million
+            _STATUS_NAMES[code & 0xFFFF0000] = name
+    return name
+
+
+_STATUS_NAMES: dict[int, str] = {0: "Good"}
+
+
+def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a kind of value
+    """A value as JSON can carry it, bounded."""
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if value is None or kind in (bool, int):
+        return value
+    if isinstance(value, str):
+        return value if len(value) <= TEXT_CHARS_MAX else value[:TEXT_CHARS_MAX]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return plain(float(value))
+    if isinstance(value, bytes):
+        return value[: TEXT_CHARS_MAX // 2].hex()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    return _composed(value, depth)
+
+
+def _composed(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one case a kind of value
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value[:ITEMS_MAX]] if depth < DEPTH_MAX else f"{len(value)} items"
+    if isinstance(value, ua.LocalizedText):
+        return plain(value.Text)
+    if isinstance(value, ua.NodeId):
+        return value.to_string()
+    if isinstance(value, ua.QualifiedName):
+        return plain(value.Name)
+    if isinstance(value, ua.StatusCode):
+        return status_name(value.value)
+    if isinstance(value, ua.Variant | ua.DataValue):
+        return plain(value.Value, depth + 1)
+    return repr(value)[:TEXT_CHARS_MAX]
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One monitored item of the present plan."""
+
+    config: ConfigNode
+    handle: int
+    name: str
+    node_id: Any = None
+    queue_size: int = 1
+    watched: bool = False
+    """The server has taken it."""
+    fresh: bool = True
+    """Its first notification is the present value, not a change."""
+    seen: tuple[int | None, Any] | None = None
+    """Source time and value of the last notification in this process: what the server repeats after a reconnect is not news."""
+    constants: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.constants = {"node": self.config.node, "name": self.name}
+        if self.config.unit:
+            self.constants["unit"] = self.config.unit
+
+
+def reading(item: Item, source: str, data_value: Any, now_us: int, known: dict[str, Any]) -> Event | None:
+    """The event of one notification; None where it brings nothing new. `known` holds the last value of each remembered node."""
+    code: int = data_value.StatusCode.value if data_value.StatusCode is not None else 0
+    raw = data_value.Value.Value if data_value.Value is not None else None
+    kind = type(raw)
+    value = raw if kind is bool or kind is int or (kind is str and len(raw) <= TEXT_CHARS_MAX) else plain(raw)
+    source_us, server_us = time_us(data_value.SourceTimestamp), time_us(data_value.ServerTimestamp)
+    initial, item.fresh = item.fresh, False
+    if initial and item.seen is not None and item.seen == (source_us, value):
+        return None
+    item.seen = (source_us, value)
+    data = {**item.constants, "value": value, "status": _STATUS_NAMES.get(code) or status_name(code)}
+    if code:
+        data["status_code"] = code
+    if server_us is not None:
+        data["server_time_us"] = server_us
+    if source_us is None:
+        data["time_from"] = "server" if server_us is not None else "agent"
+    if kind is str or kind is bytes or kind is list:
+        _note_cut(data, raw)
+    if initial:
+        data["initial"] = True
+    event_type = (
+        TYPES[item.config.role]
+        if not code and item.config.role not in REMEMBERED_ROLES
+        else _type(item, code, data, known)
+    )
+    if event_type is None:
+        return None
+    message = f"{item.config.role} {item.name} changed" if "previous" in data else None
+    outcome = "failure" if code & 0x80000000 else None
+    return Event(
+        source_us or server_us or now_us,
+        now_us,
+        event_type,
+        source,
+        target=item.name,
+        outcome=outcome,
+        message=message,
+        data=data,
+    )
+
+
+def _note_cut(data: dict[str, Any], raw: Any) -> None:
+    if isinstance(raw, list):
+        if len(raw) > ITEMS_MAX:
+            data["value_items"] = len(raw)
+    elif len(raw) > TEXT_CHARS_MAX // (2 if isinstance(raw, bytes) else 1):
+        data["value_chars"] = len(raw)
+
+
+def _type(item: Item, code: int, data: dict[str, Any], known: dict[str, Any]) -> str | None:
+    """The type by role and by what is known; None where nothing changed.
+
+    A setpoint seen for the first time, or with a bad status, is a reading: nobody changed anything.
+    """
+    role = item.config.role
+    if code & 0x80000000:
+        data["role"] = role
+        return "equipment.reading"
+    if role not in REMEMBERED_ROLES:
+        return TYPES[role]
+    value, before = data["value"], known.get(item.name, _UNKNOWN)
+    if before is not _UNKNOWN and before == value and type(before) is type(value):
+        return None
+    known[item.name] = value
+    if before is not _UNKNOWN:
+        data["previous"] = before
+        if data.pop("initial", False):
+            data["while_away"] = True
+        return TYPES[role]
+    if role == "state":
+        return TYPES[role]
+    data["role"] = role
+    return "equipment.reading"
+
+
+_UNKNOWN = object()

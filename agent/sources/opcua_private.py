@@ -1,0 +1,432 @@
+"""All that leans on asyncua's inside, in one file: a link is one socket, one secure channel, one session.
+
+asyncua's own subscription and its supervisor are not used: they acknowledge a publish before anybody has stored it, and delete a
+subscription that a session still holds. A Link sends the services one by one, hears every answer, and leaves it to its user when to
+acknowledge. What it takes from the inside is listed here, pinned by `asyncua>=2.1,<2.2` and held by tests/unit/test_opcua_private.py:
+
+    Client._server_nonce, Client._policy_ids     to activate a session that an earlier process made
+    UaSession._send_request                      to create a subscription without starting asyncua's publish loop
+    ua_binary's decoders                         to learn which publish it was that could not be decoded
+    UaClient._make_protocol                      to refuse a message that is too long before it is read
+
+Read-only: every request of every kind passes `_ReadOnly.observe_request`, which lets through the services that read and nothing else.
+"""
+
+import asyncio
+import logging
+import struct
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from asyncua import Client
+from asyncua import ua as _ua
+from asyncua.client.ua_client import UASocketProtocol
+from asyncua.crypto import security_policies
+from asyncua.crypto.uacrypto import CertProperties
+from asyncua.observer import Observer
+from asyncua.ua import ua_binary
+
+from agent.component import NotConnected
+
+ua: Any = _ua
+"""asyncua's generated types, as Any: they re-export implicitly and ask for int and str subclasses of their own everywhere."""
+
+logging.getLogger("asyncua").setLevel(logging.CRITICAL + 1)
+"""It logs tracebacks of what reaches us as an exception anyway, and says it with our names and remedies."""
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+"""A chunk or message of a server that is longer ends the connection before it is held in memory."""
+NOT_FOUND = object()
+
+_READING_SERVICES = frozenset(
+    {
+        "ActivateSessionRequest", "BrowseNextRequest", "BrowseRequest", "CloseSecureChannelRequest", "CloseSessionRequest",
+        "CreateMonitoredItemsRequest", "CreateSessionRequest", "CreateSubscriptionRequest", "DeleteSubscriptionsRequest",
+        "GetEndpointsRequest", "OpenSecureChannelRequest", "PublishRequest", "ReadRequest", "RepublishRequest",
+        "TransferSubscriptionsRequest",
+    }
+)  # fmt: skip
+"""What an agent may send. There is no Write, no HistoryUpdate, no AddNodes and no Call among them."""
+
+_GONE = ("BadSubscriptionIdInvalid", "BadNoSubscription", "BadMessageNotAvailable")
+
+
+class ReadOnlyViolation(Exception):
+    """Something tried to send a request that is not a reading one. A defect, and it was not sent."""
+
+
+def condition_refresh(subscription_id: int) -> Any:
+    """The one Call there is: ConditionType.ConditionRefresh, which makes the server send its present alarms again and changes nothing.
+
+    Part 9 offers no other way to learn of alarms that were raised before the subscription. It goes out only where `alarms = true`.
+    """
+    method = ua.CallMethodRequest()
+    method.ObjectId = ua.NodeId(ua.ObjectIds.ConditionType)
+    method.MethodId = ua.NodeId(ua.ObjectIds.ConditionType_ConditionRefresh)
+    method.InputArguments = [ua.Variant(subscription_id, ua.VariantType.UInt32)]
+    return method
+
+
+class _ReadOnly(Observer):
+    """Sees each request before it is encoded, and stops what does not read. `conditions`: whether ConditionRefresh may pass."""
+
+    def __init__(self, *, conditions: bool) -> None:
+        self.conditions = conditions
+
+    def observe_request(self, request: Any) -> AbstractContextManager[None]:
+        kind = type(request).__name__
+        if kind not in _READING_SERVICES and not (
+            self.conditions and kind == "CallRequest" and _is_condition_refresh(request)
+        ):
+            raise ReadOnlyViolation(f"{kind} is not a reading service and was not sent")
+        return nullcontext()
+
+
+def _is_condition_refresh(request: Any) -> bool:
+    allowed = (ua.NodeId(ua.ObjectIds.ConditionType), ua.NodeId(ua.ObjectIds.ConditionType_ConditionRefresh))
+    calls = request.Parameters.MethodsToCall
+    return bool(calls) and all((call.ObjectId, call.MethodId) == allowed for call in calls)
+
+
+class _BoundedProtocol(UASocketProtocol):
+    """Refuses a message by its announced length: asyncua would hold whatever a peer announces until it is complete."""
+
+    def data_received(self, data: bytes) -> None:
+        pending = self.receive_buffer or b""
+        head = (pending[:8] + data[: 8 - len(pending)]) if len(pending) < 8 else pending[:8]  # noqa: PLR2004 - message header
+        if len(head) == 8 and struct.unpack_from("<I", head, 4)[0] > MESSAGE_BYTES_MAX:  # noqa: PLR2004
+            self.disconnect_socket()
+            return
+        super().data_received(data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How a channel is protected. Policy "None" needs nothing else."""
+
+    policy: str = "None"
+    mode: str = "None"
+    certificate: bytes = b""
+    key: bytes = b""
+    server_certificate: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """Who signs in: nobody, a user with a password, or the holder of a certificate."""
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    certificate: bytes = b""
+    key: bytes = field(default=b"", repr=False)
+
+
+class Published(NamedTuple):
+    """One answer to a publish. `notifications` is None where it could not be decoded: what was in it is lost, its number is known."""
+
+    subscription_id: int
+    sequence: int
+    notifications: list[Any] | None
+    available: list[int]
+    reason: str = ""
+
+
+class Link:
+    """One connection to a server, used once: open, use, drop."""
+
+    def __init__(
+        self,
+        url: str,
+        security: Security,
+        login: Login,
+        *,
+        application_uri: str,
+        timeout_s: float,
+        session_s: float,
+        conditions: bool,
+    ) -> None:
+        client = Client(url, timeout=timeout_s)
+        client.application_uri = application_uri
+        client.name = client.description = "Linewarden"
+        client.product_uri = "urn:linewarden:agent"
+        client.session_timeout = round(session_s * 1000)
+        self.url = url
+        self._client = client
+        self._security = security
+        self._login = login
+        self._renewal: asyncio.Task[None] | None = None
+        self.guard = _ReadOnly(conditions=conditions)
+        client.uaclient.observer = self.guard
+        client.uaclient._make_protocol = self._make_protocol  # type: ignore[method-assign]  # noqa: SLF001
+
+    def _make_protocol(self) -> UASocketProtocol:
+        uaclient = self._client.uaclient
+        protocol = _BoundedProtocol(uaclient._timeout, security_policy=uaclient.security_policy)  # noqa: SLF001
+        protocol.pre_request_hook = uaclient.pre_request_hook
+        protocol.on_connection_lost = uaclient._on_transport_lost  # noqa: SLF001
+        protocol.is_session_closing = uaclient._is_session_closing  # noqa: SLF001
+        uaclient.protocol = protocol
+        return protocol
+
+    # Opening and closing ------------------------------------------------------------------------------------------------------
+
+    async def open_channel(self) -> None:
+        """Socket, hello, secure channel; the channel renews itself until the link is dropped."""
+        if self._security.policy != "None":
+            await self._client.set_security(
+                getattr(security_policies, f"SecurityPolicy{self._security.policy}"),
+                CertProperties(self._security.certificate, "der"),
+                CertProperties(self._security.key, "pem"),
+                server_certificate=CertProperties(self._security.server_certificate, "der"),
+                mode=getattr(ua.MessageSecurityMode, self._security.mode),
+            )
+        await self._client.connect_socket()
+        await self._client.send_hello()
+        await self._client.open_secure_channel()
+        self._renewal = asyncio.create_task(self._renew())
+
+    async def endpoints(self) -> list[Any]:
+        """What the server offers: endpoints with policies, its certificate, ways to sign in."""
+        found: list[Any] = await self._client.get_endpoints()
+        return found
+
+    async def open_session(self) -> None:
+        """A new session, signed in."""
+        await self._load_login()
+        await self._client.create_session()
+        await self._activate()
+
+    async def reopen_session(self, token: str, nonce: str, policies: Sequence[Any]) -> bool:
+        """Take up a session that an earlier connection made. False where the server does not have it or does not give it."""
+        await self._load_login()
+        session = self._client.uaclient.session
+        session.restore_authentication_token(ua.NodeId.from_string(token))
+        self._client._server_nonce = bytes.fromhex(nonce) if nonce else None  # type: ignore[assignment]  # noqa: SLF001
+        self._client._policy_ids = list(policies)  # noqa: SLF001
+        try:
+            await self._activate()
+        except ua.UaStatusCodeError:
+            session.reset_authentication_token()
+            self._client._server_nonce = None  # noqa: SLF001
+            return False
+        return True
+
+    def session(self) -> tuple[str, str]:
+        """What `reopen_session` needs: the token and the nonce of the present session."""
+        nonce: bytes | None = self._client._server_nonce  # noqa: SLF001
+        return self._client.uaclient.session.authentication_token.to_string(), nonce.hex() if nonce else ""
+
+    async def _load_login(self) -> None:
+        if self._login.certificate:
+            await self._client.load_client_certificate(self._login.certificate, "der")  # type: ignore[arg-type]
+            await self._client.load_private_key(self._login.key, None, "pem")  # type: ignore[arg-type]
+
+    async def _activate(self) -> None:
+        login, certificate = self._login, self._client.user_certificate
+        await self._client.activate_session(username=login.user, password=login.password, certificate=certificate)
+
+    async def _renew(self) -> None:
+        """A new key for the channel at three quarters of its life. Where that fails, the next request finds the link dead."""
+        while True:
+            await asyncio.sleep(self._client.secure_channel_timeout * 0.75 / 1000)
+            try:
+                await self._client.open_secure_channel(renew=True)
+            except (OSError, TimeoutError, ua.UaError):
+                self._client.disconnect_socket()
+                return
+            self._client.uaclient.revolve_security_token()
+
+    async def close(self) -> None:
+        """Sign out: the server forgets session and subscriptions. For tools; a source only drops the link."""
+        with suppress(OSError, TimeoutError, ua.UaError):
+            await self._client.uaclient.close_session(delete_subscriptions=True)
+        await self.drop()
+
+    async def drop(self) -> None:
+        """End the connection and leave the session at the server, to be taken up again within its timeout."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._renewal
+            # Only an opened channel has the keys to say goodbye with.
+            with suppress(OSError, TimeoutError, ua.UaError):
+                await asyncio.wait_for(self._client.close_secure_channel(), 1.0)
+        protocol = self._client.uaclient.protocol
+        if protocol is not None and protocol.transport is not None:
+            protocol.transport.abort()
+        self._client.disconnect_socket()
+
+    # Services -----------------------------------------------------------------------------------------------------------------
+
+    async def _request(self, request: Any, response: Any, timeout_s: float | None = None) -> Any:
+        data = await self._client.uaclient.session._send_request(request, timeout_s)  # noqa: SLF001
+        answer = ua_binary.struct_from_binary(response, data)
+        answer.ResponseHeader.ServiceResult.check()
+        return answer
+
+    async def read(self, nodes: Iterable[tuple[Any, Any]], *, nodes_max: int = 500) -> list[Any]:
+        """Values of (node, attribute) pairs, in order, in requests of at most `nodes_max`."""
+        wanted, values = list(nodes), []
+        for at in range(0, len(wanted), nodes_max):
+            request = ua.ReadRequest()
+            request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Neither
+            for node, attribute in wanted[at : at + nodes_max]:
+                request.Parameters.NodesToRead.append(ua.ReadValueId(NodeId=node, AttributeId=attribute))
+            values += (await self._request(request, ua.ReadResponse)).Results
+        return values
+
+    async def read_values(self, nodes: Sequence[Any], *, nodes_max: int = 500) -> list[Any]:
+        """The plain values of nodes; NOT_FOUND where there is none."""
+        answers = await self.read(((node, ua.AttributeIds.Value) for node in nodes), nodes_max=nodes_max)
+        return [a.Value.Value if a.StatusCode.is_good() and a.Value is not None else NOT_FOUND for a in answers]
+
+    async def browse(
+        self, nodes: Sequence[Any], *, reference: int, inverse: bool = False, references_max: int = 1000
+    ) -> list[list[Any]]:
+        """The references of each node, of one kind and its subtypes, all pages of them."""
+        parameters = ua.BrowseParameters()
+        parameters.RequestedMaxReferencesPerNode = references_max
+        for node in nodes:
+            wanted = ua.BrowseDescription()
+            wanted.NodeId = node
+            wanted.BrowseDirection = ua.BrowseDirection.Inverse if inverse else ua.BrowseDirection.Forward
+            wanted.ReferenceTypeId = ua.NodeId(reference)
+            wanted.IncludeSubtypes = True
+            wanted.ResultMask = ua.BrowseResultMask.All
+            parameters.NodesToBrowse.append(wanted)
+        session = self._client.uaclient.session
+        found: list[list[Any]] = []
+        for result in await session.browse(parameters):
+            references = list(result.References or [])
+            while result.ContinuationPoint:
+                following = ua.BrowseNextParameters(
+                    ReleaseContinuationPoints=False, ContinuationPoints=[result.ContinuationPoint]
+                )
+                result = (await session.browse_next(following))[0]  # noqa: PLW2901 - the same node's next page
+                references += result.References or []
+            found.append(references)
+        return found
+
+    async def create_subscription(self, parameters: Any) -> Any:
+        """A subscription that nobody publishes for but us."""
+        request = ua.CreateSubscriptionRequest()
+        request.Parameters = parameters
+        return (await self._request(request, ua.CreateSubscriptionResponse)).Parameters
+
+    async def create_items(self, subscription_id: int, items: Sequence[Any]) -> list[Any]:
+        """Monitored items; one result each, good or bad."""
+        parameters = ua.CreateMonitoredItemsParameters()
+        parameters.SubscriptionId = subscription_id
+        parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
+        parameters.ItemsToCreate = list(items)
+        results: list[Any] = await self._client.uaclient.session.create_monitored_items(parameters)
+        return results
+
+    async def delete_subscription(self, subscription_id: int) -> None:
+        """Let the server forget a subscription; it is fine if it has already."""
+        request = ua.DeleteSubscriptionsRequest()
+        request.Parameters.SubscriptionIds = [subscription_id]
+        with suppress(ua.UaStatusCodeError):
+            await self._request(request, ua.DeleteSubscriptionsResponse)
+
+    async def transfer(self, subscription_id: int) -> bool:
+        """Take a subscription of another session over. True also where it is ours already: then node-opcua says BadNothingToDo."""
+        request = ua.TransferSubscriptionsRequest()
+        request.Parameters.SubscriptionIds = [subscription_id]
+        request.Parameters.SendInitialValues = False
+        try:
+            result = (await self._request(request, ua.TransferSubscriptionsResponse)).Parameters.Results[0]
+        except ua.UaStatusCodeError as error:
+            return bool(error.code == ua.StatusCodes.BadNothingToDo)
+        return bool(result.StatusCode.is_good() or result.StatusCode.value == ua.StatusCodes.BadNothingToDo)
+
+    async def refresh_conditions(self, subscription_id: int) -> None:
+        """See `condition_refresh`. Raises UaStatusCodeError where the server does not know it."""
+        results = await self._client.uaclient.session.call([condition_refresh(subscription_id)])
+        results[0].StatusCode.check()
+
+    async def publish(self, acknowledged: Sequence[tuple[int, int]]) -> Published:
+        """Wait for the next notification of any subscription, and acknowledge those that are durable. Never times out by itself."""
+        request = ua.PublishRequest()
+        for subscription_id, sequence in acknowledged:
+            done = ua.SubscriptionAcknowledgement(SubscriptionId=subscription_id, SequenceNumber=sequence)
+            request.Parameters.SubscriptionAcknowledgements.append(done)
+        data = await self._client.uaclient.session._send_request(request, 0)  # noqa: SLF001
+        return decode_publish(data)
+
+    async def republish(self, subscription_id: int, sequence: int) -> Published | None:
+        """One message again. None where the server does not have it (any more)."""
+        request = ua.RepublishRequest()
+        request.Parameters.SubscriptionId = subscription_id
+        request.Parameters.RetransmitSequenceNumber = sequence
+        try:
+            data = await self._client.uaclient.session._send_request(request)  # noqa: SLF001
+            return decode_republish(subscription_id, sequence, data)
+        except ua.UaStatusCodeError as error:
+            if error.code in _gone_codes():
+                return None
+            raise
+
+
+def _gone_codes() -> frozenset[int]:
+    return frozenset(getattr(ua.StatusCodes, name) for name in _GONE)
+
+
+def subscription_is_gone(error: Exception) -> bool:
+    """Whether an answer says that there is no such subscription."""
+    return isinstance(error, ua.UaStatusCodeError) and error.code in _gone_codes()
+
+
+# Decoding -------------------------------------------------------------------------------------------------------------------------
+
+
+def decode_publish(data: Any) -> Published:
+    """A PublishResponse. Of one that cannot be decoded, subscription and sequence number are known all the same.
+
+    Raises UaStatusCodeError for a bad service result, NotConnected where not even the head can be read.
+    """
+    try:
+        response = ua_binary.struct_from_binary(ua.PublishResponse, data.copy())
+    except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
+        return _decode_head(data, f"{type(error).__name__}: {error}")
+    response.ResponseHeader.ServiceResult.check()
+    result = response.Parameters
+    message = result.NotificationMessage
+    return Published(
+        result.SubscriptionId,
+        message.SequenceNumber,
+        message.NotificationData or [],
+        result.AvailableSequenceNumbers or [],
+    )
+
+
+def _decode_head(data: Any, reason: str) -> Published:
+    try:
+        ua_binary.nodeid_from_binary(data)
+        header = ua_binary.struct_from_binary(ua.ResponseHeader, data)
+        primitives: Any = ua_binary.Primitives
+        subscription_id = primitives.UInt32.unpack(data)
+        available = ua_binary.unpack_uatype_array(ua.VariantType.UInt32, data) or []
+        primitives.Boolean.unpack(data)
+        sequence = primitives.UInt32.unpack(data)
+    except Exception as error:
+        raise NotConnected(
+            f"the server sent a publish response that cannot be read at all ({type(error).__name__})"
+        ) from error
+    header.ServiceResult.check()
+    return Published(subscription_id, sequence, None, available, reason[:200])
+
+
+def decode_republish(subscription_id: int, sequence: int, data: Any) -> Published | None:
+    """A RepublishResponse. asyncua's server answers with an empty message where the standard wants BadMessageNotAvailable."""
+    try:
+        response = ua_binary.struct_from_binary(ua.RepublishResponse, data)
+    except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
+        return Published(subscription_id, sequence, None, [], f"{type(error).__name__}: {error}"[:200])
+    response.ResponseHeader.ServiceResult.check()
+    message = response.NotificationMessage
+    if not message.NotificationData:
+        return None
+    return Published(subscription_id, message.SequenceNumber, message.NotificationData, [])
