@@ -14,10 +14,9 @@ A node that does not exist is named in the report and tried again; it silences n
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -25,19 +24,22 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Gt, Le
 
 from agent.component import Cursor, Report, now_us
+from agent.sources.opcua_browse import ConfigBrowse, browsed_nodes
 from agent.sources.opcua_connect import Access, CertificateChanged, Connection, connect, translated
-from agent.sources.opcua_nodes import OVERFLOW, ConfigNode, Item, default_name, reading, resolve
+from agent.sources.opcua_events import EventReader
+from agent.sources.opcua_items import Items
+from agent.sources.opcua_nodes import ConfigNode, default_name
+from agent.sources.opcua_position import Position, Subscription
 from agent.sources.opcua_private import Published, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
 from agent.sources.opcua_trust import thumbprint
+from agent.sources.opcua_watch import Watch
 from agent.wire.event import Event
 
 NOTIFICATIONS_MAX = 2_000
 """Asked of the server for one message, and about what one yield carries."""
 REPUBLISH_MAX = 10_000
 """Messages asked for again after an absence; what lies beyond is declared a gap when the next number comes."""
-REMEMBERED_MAX = 1_000
-"""Last values kept in the cursor. Beyond it a change is not told from a first reading; `values_not_remembered` counts."""
 RETRY_MISSING_S = 30.0
 GAP_NAMES_MAX = 20
 
@@ -72,6 +74,10 @@ class ConfigOpcUa:
     user_key_file: str | None = None
     allow_password_in_clear: bool = False
     nodes: tuple[str | ConfigNode, ...] = ()
+    browse: tuple[ConfigBrowse, ...] = ()
+    audit: bool = False
+    audit_arguments: bool = False
+    alarms: bool = False
     publishing_interval_ms: Annotated[float, Ge(10), Le(60_000)] = 250.0
     sampling_interval_ms: Annotated[float, Ge(0), Le(86_400_000)] = 250.0
     queue_size: Annotated[int, Ge(1), Le(100_000)] = 1_000
@@ -94,6 +100,10 @@ class ConfigOpcUa:
         if bool(self.user_certificate_file) != bool(self.user_key_file):
             raise ValueError(
                 "user_key_file: user_certificate_file and user_key_file belong together; give both or neither"
+            )
+        if not (self.nodes or self.browse or self.audit or self.alarms):
+            raise ValueError(
+                "nodes: nothing to read; give nodes or browse (linewarden-agent browse URL finds some), audit = true or alarms = true"
             )
         names = [node.name or default_name(node.node) for node in self.configured()]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
@@ -119,6 +129,7 @@ class ConfigOpcUa:
             user_key_file=self.user_key_file,
             timeout_s=self.timeout_s,
             session_s=self.session_s,
+            conditions=self.alarms,
         )
 
     def problems(self) -> Iterable[tuple[str, str, str]]:
@@ -141,65 +152,6 @@ class ConfigOpcUa:
                 yield key, f"{path}: {error.strerror}", "Name a file that exists and that the agent's user can read."
 
 
-@dataclass(slots=True)
-class Subscription:
-    """A subscription at the server: how far it has been taken, and what it was made for."""
-
-    id: int
-    sequence: int
-    """Of the last message that was taken; 0 before the first."""
-    plan: str
-    """Fingerprint of the items: a subscription made for others cannot be continued."""
-    heard_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def next_sequence(self) -> int:
-        """Sequence numbers begin again at 1, never 0."""
-        return self.sequence + 1 if self.sequence < 2**32 - 1 else 1
-
-
-@dataclass(slots=True)
-class Position:
-    """The cursor, unpacked."""
-
-    session: tuple[str, str] | None = None
-    subscriptions: dict[str, Subscription] = field(default_factory=dict)
-    known: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    seen_us: int | None = None
-    """When the last message was taken; None before the first."""
-    queue_size: int = 0
-    certificate_reported: str | None = None
-
-    @classmethod
-    def load(cls, cursor: Cursor | None) -> "Position":
-        """From a cursor; an empty one where there is none or it is of another version."""
-        if not cursor or cursor.get("v") != 1:
-            return cls()
-        return cls(
-            session=(cursor["session"][0], cursor["session"][1]) if cursor["session"] else None,
-            subscriptions={kind: Subscription(*each) for kind, each in cursor["subscriptions"].items()},
-            known=dict(cursor["known"]),
-            missing=list(cursor["missing"]),
-            seen_us=cursor["seen_us"],
-            queue_size=cursor["queue_size"],
-            certificate_reported=cursor["certificate_reported"],
-        )
-
-    def save(self) -> Cursor:
-        """As a cursor."""
-        return {
-            "v": 1,
-            "session": self.session,
-            "subscriptions": {kind: [each.id, each.sequence, each.plan] for kind, each in self.subscriptions.items()},
-            "known": dict(self.known),
-            "missing": self.missing,
-            "seen_us": self.seen_us,
-            "queue_size": self.queue_size,
-            "certificate_reported": self.certificate_reported,
-        }
-
-
 class OpcUaSource:
     """A server, read by subscription. See the module's text."""
 
@@ -210,9 +162,17 @@ class OpcUaSource:
         self._name = name
         self._config = config
         self._report = report
-        self._items: dict[int, Item] = {}
-        self._distrusted: int | None = None
-        """The id of a subscription that turned out to be gone: it is in the cursor still, and must not be continued."""
+        self._items = Items(
+            name, report, sampling_interval_ms=config.sampling_interval_ms, queue_size=config.queue_size
+        )
+        self._events: EventReader | None = None
+        if config.audit or config.alarms:
+            self._events = EventReader(
+                name, report, audit=config.audit, alarms=config.alarms, arguments=config.audit_arguments
+            )
+        self._watch = Watch(name, config.url)
+        self._distrusted: set[int] = set()
+        """Ids of subscriptions that turned out to be gone: the cursor has them still, and they must not be continued."""
         self._retry_missing_s = 0.0
 
     async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
@@ -221,14 +181,14 @@ class OpcUaSource:
         try:
             connection = await connect(self._config.access(), position.session)
         except CertificateChanged as changed:
-            event = self._certificate_event(changed, position)
-            if event is not None:
-                yield [event], position.save()
+            events = self._certificate_changed(changed, position)
+            if events:
+                yield events, position.save()
             raise
         pump = PublishPump(connection.link)
         try:
             with translated(self._config.url):
-                events = await self._subscribe(connection, position)
+                events = await self._establish(connection, position)
             self._report.ok()
             # Also without events: from here on the cursor knows the session, and a kill finds its way back.
             yield events, position.save()
@@ -238,12 +198,11 @@ class OpcUaSource:
                     events, taken = await self._next(connection, position, pump)
                 if events:
                     yield events, position.save()
+                    self._not_silent_while_away(position)
                 for subscription_id, sequence in taken:
                     pump.acknowledge(subscription_id, sequence)
-                for subscription in position.subscriptions.values():
-                    subscription.heard_s = max(subscription.heard_s, time.monotonic() - self._config.dead_after_s / 2)
         except SubscriptionLost:
-            self._distrust(position)
+            self._distrusted = {subscription.id for subscription in position.subscriptions.values()}
             raise
         finally:
             await pump.close()
@@ -251,67 +210,92 @@ class OpcUaSource:
 
     # Subscribing --------------------------------------------------------------------------------------------------------------
 
-    async def _subscribe(self, connection: Connection, position: Position) -> list[Event]:
+    async def _establish(self, connection: Connection, position: Position) -> list[Event]:
         """Continue what there was, or begin anew; the events that come with it."""
-        plan = self._plan(connection)
-        earlier = position.subscriptions.get("data")
         position.session = connection.link.session()
-        if (
-            earlier is not None
-            and earlier.plan == plan
-            and earlier.id != self._distrusted
-            and (not connection.resumed or earlier.id)
-        ):
+        nodes = {node.node: node for node in self._config.configured()}
+        found, troubles = await browsed_nodes(connection, self._config.browse)
+        for browse in self._config.browse:
+            if browse.root in troubles:
+                self._report.fault(troubles[browse.root], f"browse {browse.root}")
+            else:
+                self._report.ok(f"browse {browse.root}")
+        plan = self._items.lay_out(
+            [*nodes.values(), *(node for node in found if node.node not in nodes)], connection.namespaces
+        )
+        events = list(self._watch.expiring(connection, position, now_us()))
+        wanted = {"data"} if len(self._items) else set()
+        for kind in position.subscriptions.keys() - wanted - ({"events"} if self._events is not None else set()):
+            events += await self._let_go(connection, position, kind, "")
+        if wanted:
+            events += await self._establish_data(connection, position, plan)
+        if self._events is not None:
+            events += await self._establish_events(connection, position, self._events)
+        self._keep_cursor_small(position)
+        return events
+
+    async def _establish_data(self, connection: Connection, position: Position, plan: str) -> list[Event]:
+        earlier = position.subscriptions.get("data")
+        if earlier is not None and earlier.plan == plan:
+            self._items.taken_up(position.missing, position.queue_size)
             events = await self._continue(connection, position, earlier)
             if events is not None:
                 return events
-        if earlier is not None and connection.resumed:
-            await connection.link.delete_subscription(earlier.id)
-        await self._create(connection, position, plan)
-        if earlier is None and position.seen_us is None:
+        gap = await self._let_go(connection, position, "data", plan)
+        subscription = position.subscriptions["data"] = await self._create(connection, plan)
+        self._items.start_over()
+        await self._watch_items(connection, position, subscription)
+        return gap
+
+    async def _establish_events(self, connection: Connection, position: Position, reader: EventReader) -> list[Event]:
+        earlier, plan = position.subscriptions.get("events"), reader.plan()
+        reader.begin_session()
+        events: list[Event] | None = None
+        if earlier is not None and earlier.plan in (plan, f"{plan}-core"):
+            reader.select(core_only=earlier.plan != plan)
+            events = await self._continue(connection, position, earlier)
+        if events is None:
+            events = await self._let_go(connection, position, "events", plan)
+            subscription = await self._create(connection, plan)
+            answer = (await connection.link.create_items(subscription.id, [reader.request()]))[0].StatusCode
+            if not answer.is_good():
+                subscription.plan = f"{plan}-core"
+                answer = (await connection.link.create_items(subscription.id, [reader.request(core_only=True)]))[
+                    0
+                ].StatusCode
+            if not answer.is_good():
+                self._report.fault(f"{self._config.url} gives no events: it answers {answer.name}", "events")
+                await connection.link.delete_subscription(subscription.id)
+                return events
+            self._report.ok("events")
+            position.subscriptions["events"] = subscription
+        if self._config.alarms:
+            await self._refresh_conditions(connection, position)
+        return events
+
+    async def _let_go(self, connection: Connection, position: Position, kind: str, plan: str) -> list[Event]:
+        """Give up what cannot be continued. A gap says so, if there was anything."""
+        earlier = position.subscriptions.pop(kind, None)
+        if earlier is None:
             return []
-        reason = (
-            "the server no longer had the subscription"
-            if earlier is None or earlier.plan == plan
-            else "the watched nodes changed"
-        )
-        return [self._gap(f"{reason}; changes in between are unknown", position.seen_us)]
-
-    def _plan(self, connection: Connection) -> str:
-        """Lay out the items for this session, keeping what is known of them; the fingerprint of what was laid out.
-
-        A handle is made of the node's text, not of its place in a list, so that another process arrives at the same one.
-        """
-        before = {item.name: item for item in self._items.values()}
-        self._items = {}
-        for node in sorted(self._config.configured(), key=lambda node: node.node):
-            handle = int.from_bytes(hashlib.blake2b(node.node.encode(), digest_size=4).digest(), "big")
-            while handle in self._items:
-                handle = (handle + 1) % 2**32
-            item = Item(node, handle, node.name or default_name(node.node))
-            item.node_id = resolve(node.node, connection.namespaces)
-            if item.name in before:
-                item.seen = before[item.name].seen
-            self._items[handle] = item
-        described = repr(
-            [(h, i.config, self._config.sampling_interval_ms, self._config.queue_size) for h, i in self._items.items()]
-        )
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
+        if connection.resumed:
+            await connection.link.delete_subscription(earlier.id)
+        same = earlier.plan.removesuffix("-core") == plan
+        reason = "the server no longer had the subscription" if same else "what is watched was changed"
+        return [self._gap(f"{reason}; {kind} in between is unknown", position.seen_us)]
 
     async def _continue(
         self, connection: Connection, position: Position, subscription: Subscription
     ) -> list[Event] | None:
         """Take an earlier subscription up again and fetch what was sent in between. None where the server does not have it."""
-        link = connection.link
-        if not connection.resumed and not await link.transfer(subscription.id):
+        if subscription.id in self._distrusted:
             return None
-        for item in self._items.values():
-            item.watched, item.fresh = item.config.node not in position.missing, False
-            item.queue_size = position.queue_size or self._queue_size(item)
+        if not connection.resumed and not await connection.link.transfer(subscription.id):
+            return None
         events: list[Event] = []
         for _ in range(REPUBLISH_MAX):
             try:
-                again = await link.republish(subscription.id, subscription.next_sequence)
+                again = await connection.link.republish(subscription.id, subscription.next_sequence)
             except ua.UaStatusCodeError as error:
                 if subscription_is_gone(error):
                     return None
@@ -319,81 +303,41 @@ class OpcUaSource:
             if again is None:
                 break
             self._report.count("messages_republished")
-            events += self._take(position, subscription, again)
+            events += await self._take(connection, position, subscription, again)
         subscription.heard_s = time.monotonic()
-        self._name_missing()
         return events
 
-    async def _create(self, connection: Connection, position: Position, plan: str) -> None:
-        """A new subscription with all items. What it was before is forgotten."""
+    async def _create(self, connection: Connection, plan: str) -> Subscription:
         config = self._config
         parameters = ua.CreateSubscriptionParameters()
         parameters.RequestedPublishingInterval = config.publishing_interval_ms
-        parameters.RequestedMaxKeepAliveCount = max(
-            1, round(config.dead_after_s * 1000 / 4 / config.publishing_interval_ms)
-        )
+        keep_alive = max(1, round(config.dead_after_s * 1000 / 4 / config.publishing_interval_ms))
+        parameters.RequestedMaxKeepAliveCount = keep_alive
         parameters.RequestedLifetimeCount = max(
-            3 * parameters.RequestedMaxKeepAliveCount, round(config.session_s * 1000 / config.publishing_interval_ms)
+            3 * keep_alive, round(config.session_s * 1000 / config.publishing_interval_ms)
         )
         parameters.MaxNotificationsPerPublish = NOTIFICATIONS_MAX
         parameters.PublishingEnabled = True
         created = await connection.link.create_subscription(parameters)
-        for item in self._items.values():
-            item.watched, item.fresh = False, True
-        position.subscriptions["data"] = Subscription(created.SubscriptionId, 0, plan)
-        await self._watch(connection, created.SubscriptionId, list(self._items.values()))
-        watched = [item.queue_size for item in self._items.values() if item.watched]
-        position.queue_size = min(watched, default=0)
-        position.missing = self._missing()
+        return Subscription(created.SubscriptionId, 0, plan)
 
-    def _queue_size(self, item: Item) -> int:
-        return item.config.queue_size or self._config.queue_size
-
-    async def _watch(self, connection: Connection, subscription_id: int, items: list[Item]) -> None:
-        """Create monitored items, in calls as large as the server allows. Those it does not take are named in the report."""
-        wanted = [item for item in items if item.node_id is not None]
-        for at in range(0, len(wanted), connection.limits.items_per_call):
-            chunk = wanted[at : at + connection.limits.items_per_call]
-            results = await connection.link.create_items(subscription_id, [self._request(item) for item in chunk])
-            for item, result in zip(chunk, results, strict=True):
-                item.watched = result.StatusCode.is_good()
-                if item.watched:
-                    item.queue_size = result.RevisedQueueSize
-                    self._report.ok(item.config.node)
-                else:
-                    self._report.fault(
-                        f"{item.config.node}: the server answers {result.StatusCode.name}", item.config.node
-                    )
-        self._name_missing()
+    async def _watch_items(self, connection: Connection, position: Position, subscription: Subscription) -> None:
+        await self._items.watch(connection, subscription.id)
+        position.queue_size = self._items.smallest_queue()
+        position.missing = self._items.unwatched()
         self._retry_missing_s = time.monotonic() + RETRY_MISSING_S
 
-    def _request(self, item: Item) -> Any:
-        request = ua.MonitoredItemCreateRequest()
-        request.ItemToMonitor.NodeId = item.node_id
-        request.ItemToMonitor.AttributeId = ua.AttributeIds.Value
-        request.MonitoringMode = ua.MonitoringMode.Reporting
-        asked = request.RequestedParameters
-        asked.ClientHandle = item.handle
-        sampling = item.config.sampling_interval_ms
-        asked.SamplingInterval = self._config.sampling_interval_ms if sampling is None else sampling
-        asked.QueueSize = self._queue_size(item)
-        asked.DiscardOldest = True
-        if item.config.deadband:
-            kind = ua.DeadbandType.Percent if item.config.deadband_type == "percent" else ua.DeadbandType.Absolute
-            asked.Filter = ua.DataChangeFilter(
-                Trigger=ua.DataChangeTrigger.StatusValue, DeadbandType=kind, DeadbandValue=item.config.deadband
+    async def _refresh_conditions(self, connection: Connection, position: Position) -> None:
+        """Learn of the alarms there are. Not fatal: node-opcua answers BadInternalError and tells of later ones all the same."""
+        try:
+            await connection.link.refresh_conditions(position.subscriptions["events"].id)
+        except ua.UaStatusCodeError as error:
+            self._report.count("condition_refreshes_refused")
+            self._report.fault(
+                f"alarms that are active already are unknown: the server answers {type(error).__name__}", "alarms"
             )
-        return request
-
-    def _missing(self) -> list[str]:
-        return [item.config.node for item in self._items.values() if not item.watched]
-
-    def _name_missing(self) -> None:
-        for item in self._items.values():
-            if item.node_id is None:
-                self._report.fault(f"{item.config.node}: the server has no such namespace", item.config.node)
-            elif not item.watched and item.config.node not in self._report.trouble:
-                self._report.fault(f"{item.config.node}: the server does not have this node", item.config.node)
+        else:
+            self._report.ok("alarms")
 
     # Receiving ----------------------------------------------------------------------------------------------------------------
 
@@ -406,7 +350,6 @@ class OpcUaSource:
         except TimeoutError:
             came = []
             await self._probe(connection)
-        self._check_silence(position)
         events: list[Event] = []
         taken: list[tuple[int, int]] = []
         for message in came:
@@ -420,39 +363,41 @@ class OpcUaSource:
             events += await self._fill_hole(connection, position, subscription, message)
             if message.notifications is None or message.notifications:
                 taken.append((message.subscription_id, message.sequence))
-                events += self._take(position, subscription, message)
-        if self._missing() and time.monotonic() >= self._retry_missing_s:
-            await self._retry_missing(connection, position)
+                events += await self._take(connection, position, subscription, message)
+        self._check_silence(position)
+        events += await self._now_and_then(connection, position)
         return events, taken
 
+    async def _now_and_then(self, connection: Connection, position: Position) -> list[Event]:
+        """What is not told by messages: refused sign-ins, certificates that end, nodes that have come."""
+        if position.missing and time.monotonic() >= self._retry_missing_s:
+            # A program download may bring nodes, and their namespace with them.
+            namespaces = (await connection.link.read_values([ua.NodeId(ua.ObjectIds.Server_NamespaceArray)]))[0]
+            connection.namespaces = namespaces if isinstance(namespaces, list) else connection.namespaces
+            await self._watch_items(connection, position, position.subscriptions["data"])
+        events = list(self._watch.expiring(connection, position, now_us()))
+        if self._config.audit:
+            events += await self._watch.rejected(connection, position, now_us())
+        return events
+
     async def _probe(self, connection: Connection) -> None:
-        """Nothing came for a while: does the server answer at all? Raises NotConnected within dead_after_s of the last sign."""
+        """Nothing came for a while: does the server answer at all? Raises TimeoutError within dead_after_s of the last sign."""
         async with asyncio.timeout(self._config.dead_after_s / 2):
             await connection.link.read_values([ua.NodeId(ua.ObjectIds.Server_ServerStatus_State)])
 
     def _check_silence(self, position: Position) -> None:
         """A server that answers while a subscription brings not even keep-alives has lost it (telegraf#18454)."""
         limit_s = 2 * self._config.dead_after_s
-        for subscription in position.subscriptions.values():
+        for kind, subscription in position.subscriptions.items():
             if time.monotonic() - subscription.heard_s > limit_s:
                 raise SubscriptionLost(
-                    f"{self._config.url}: the subscription has been silent for {limit_s:g} s while the server answers"
+                    f"{self._config.url}: the subscription of {kind} was silent for {limit_s:g} s while the server answers"
                 )
 
-    def _distrust(self, position: Position) -> None:
-        subscription = position.subscriptions.get("data")
-        self._distrusted = subscription.id if subscription is not None else None
-
-    async def _retry_missing(self, connection: Connection, position: Position) -> None:
-        """Nodes that were not there may have come with a program download, and their namespace with them."""
-        namespaces = (await connection.link.read_values([ua.NodeId(ua.ObjectIds.Server_NamespaceArray)]))[0]
-        if isinstance(namespaces, list):
-            connection.namespaces = namespaces
-        missing = [item for item in self._items.values() if not item.watched]
-        for item in missing:
-            item.node_id = resolve(item.config.node, connection.namespaces)
-        await self._watch(connection, position.subscriptions["data"].id, missing)
-        position.missing = self._missing()
+    def _not_silent_while_away(self, position: Position) -> None:
+        """While the buffer took its time nobody listened: that is not the server's silence."""
+        for subscription in position.subscriptions.values():
+            subscription.heard_s = max(subscription.heard_s, time.monotonic() - self._config.dead_after_s / 2)
 
     async def _fill_hole(
         self, connection: Connection, position: Position, subscription: Subscription, message: Published
@@ -460,26 +405,24 @@ class OpcUaSource:
         """Messages between the last one taken and this one: asked for again, and declared lost where the server has none."""
         if subscription.sequence == 0:
             subscription.sequence = max(0, message.sequence - 1)
-            return []
-        ahead = (message.sequence - subscription.next_sequence) % 2**32
-        if ahead == 0 or ahead > 2**31:
-            return []
         events: list[Event] = []
-        for _ in range(min(ahead, REPUBLISH_MAX)):
+        for _ in range(min(subscription.ahead(message.sequence), REPUBLISH_MAX)):
             again = await connection.link.republish(subscription.id, subscription.next_sequence)
             if again is None:
                 break
-            events += self._take(position, subscription, again)
-        left = (message.sequence - subscription.next_sequence) % 2**32
-        if left:
+            events += await self._take(connection, position, subscription, again)
+        lost = subscription.ahead(message.sequence)
+        if lost > 0:
             from_us = position.seen_us
             subscription.sequence = message.sequence - 1
-            events.append(self._gap(f"{left} messages of the server are missing", from_us, messages=left))
+            events.append(self._gap(f"{lost} messages of the server are missing", from_us, messages=lost))
         return events
 
-    def _take(self, position: Position, subscription: Subscription, message: Published) -> list[Event]:
+    async def _take(
+        self, connection: Connection, position: Position, subscription: Subscription, message: Published
+    ) -> list[Event]:
         """The events of one message, in order; one that was taken before gives none."""
-        if (message.sequence - subscription.next_sequence) % 2**32 > 2**31:
+        if subscription.ahead(message.sequence) < 0:
             return []
         now, from_us = now_us(), position.seen_us
         subscription.sequence = message.sequence
@@ -489,61 +432,45 @@ class OpcUaSource:
         events: list[Event] = []
         for notification in message.notifications:
             if isinstance(notification, ua.DataChangeNotification):
-                events += self._data_changes(notification.MonitoredItems or [], position, now, from_us)
+                came, overflowed = self._items.take(notification.MonitoredItems or [], position, now)
+                events += [self._overflow(overflowed, from_us), *came] if overflowed else came
+            elif isinstance(notification, ua.EventNotificationList) and self._events is not None:
+                events += await self._take_events(
+                    connection, position, self._events, notification.Events or [], from_us
+                )
             elif isinstance(notification, ua.StatusChangeNotification):
                 self._status_change(notification)
+        self._keep_cursor_small(position)
         return events
 
-    def _data_changes(self, notifications: list[Any], position: Position, now: int, from_us: int | None) -> list[Event]:
-        events: list[Event] = []
-        overflowed: list[str] = []
-        for notification in notifications:
-            item = self._items.get(notification.ClientHandle)
-            if item is None or notification.Value is None:
-                self._report.count("notifications_unknown")
-                continue
-            code = notification.Value.StatusCode
-            if code is not None and code.value & OVERFLOW == OVERFLOW:
-                overflowed.append(item.name)
-            event = reading(item, self._name, notification.Value, now, position.known)
-            if event is not None:
-                events.append(event)
-        if position.queue_size > 1 and len(notifications) >= position.queue_size:
-            overflowed += self._full(notifications)
-        self._forget_too_many(position)
-        if overflowed:
-            events.insert(0, self._overflow(overflowed, from_us))
-        return events
-
-    def _full(self, notifications: list[Any]) -> list[str]:
-        """Items whose queue came full: a server that never sets the overflow bit (asyncua's is one) may have dropped values of them."""
-        counts: dict[int, int] = {}
-        for notification in notifications:
-            counts[notification.ClientHandle] = counts.get(notification.ClientHandle, 0) + 1
-        items = ((self._items.get(handle), n) for handle, n in counts.items())
-        return [item.name for item, n in items if item is not None and n >= item.queue_size > 1]
-
-    def _overflow(self, names: list[str], from_us: int | None) -> Event:
-        names = list(dict.fromkeys(names))
-        self._report.count("queue_overflows", len(names))
-        gap = self._gap("queues of the server overflowed, values of these nodes are missing", from_us)
-        gap.data |= {"nodes": names[:GAP_NAMES_MAX], "nodes_count": len(names)}
-        return gap
-
-    def _forget_too_many(self, position: Position) -> None:
-        while len(position.known) > REMEMBERED_MAX:
-            position.known.popitem()
-            self._report.count("values_not_remembered")
+    async def _take_events(
+        self,
+        connection: Connection,
+        position: Position,
+        reader: EventReader,
+        notifications: list[Any],
+        from_us: int | None,
+    ) -> list[Event]:
+        await reader.learn(connection, notifications)
+        taken = reader.take(notifications, position, connection.namespaces, now_us())
+        if taken.refresh_wanted and self._config.alarms:
+            await self._refresh_conditions(connection, position)
+        if not taken.overflowed:
+            return taken.events
+        return [self._gap("the event queue of the server overflowed, events are missing", from_us), *taken.events]
 
     def _status_change(self, notification: Any) -> None:
-        """The subscription itself says something. The end of it is met by a new one; the rest is counted."""
-        code = notification.Status.value
+        """The subscription itself says something. Its end is met by a new one; the rest is told."""
+        code, name = notification.Status.value, notification.Status.name
         if code in (ua.StatusCodes.BadTimeout, ua.StatusCodes.GoodSubscriptionTransferred):
-            raise SubscriptionLost(
-                f"{self._config.url}: the server ended the subscription ({notification.Status.name})"
-            )
+            raise SubscriptionLost(f"{self._config.url}: the server ended the subscription ({name})")
         self._report.count("status_changes")
-        self._report.fault(f"the server says of the subscription: {notification.Status.name}", "subscription")
+        self._report.fault(f"the server says of the subscription: {name}", "subscription")
+
+    def _keep_cursor_small(self, position: Position) -> None:
+        forgotten = position.forget_too_many()
+        if forgotten:
+            self._report.count("values_not_remembered", forgotten)
 
     # Events of our own --------------------------------------------------------------------------------------------------------
 
@@ -561,22 +488,21 @@ class OpcUaSource:
             data=data,
         )
 
-    def _certificate_event(self, changed: CertificateChanged, position: Position) -> Event | None:
+    def _overflow(self, names: list[str], from_us: int | None) -> Event:
+        self._report.count("queue_overflows", len(names))
+        reason = "queues of the server overflowed, values of these nodes are missing"
+        return self._gap(reason, from_us, nodes=names[:GAP_NAMES_MAX], nodes_count=len(names))
+
+    def _certificate_changed(self, changed: CertificateChanged, position: Position) -> list[Event]:
         """Said once for each certificate that shows up, however often the connection is tried."""
         shown = thumbprint(changed.shown)
-        if position.certificate_reported == shown:
-            return None
-        position.certificate_reported = shown
+        if position.warned.get("changed") == shown:
+            return []
+        position.warned["changed"] = shown
         now = now_us()
         data = {"trusted_thumbprint": thumbprint(changed.pinned), "shown_thumbprint": shown}
         message = f"the server of {self._name} shows another certificate than the trusted one"
-        return Event(
-            now,
-            now,
-            "security.certificate.changed",
-            self._name,
-            target=self._config.url,
-            outcome="failure",
-            message=message,
-            data=data,
-        )
+        kind = "security.certificate.changed"
+        return [
+            Event(now, now, kind, self._name, target=self._config.url, outcome="failure", message=message, data=data)
+        ]

@@ -82,6 +82,7 @@ class Connection:
     namespaces: list[str]
     limits: Limits
     server_certificate: bytes
+    own_certificate: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,9 @@ async def _open(access: Access, keys: _Keys, link: Link, session: tuple[str, str
         if not resumed:
             await link.open_session()
         namespaces, limits = await _learn(link)
-        return Connection(link, resumed, namespaces, limits, first_certificate(endpoint.ServerCertificate or b""))
+        own = keys.identity.certificate if keys.identity is not None else b""
+        shown = first_certificate(endpoint.ServerCertificate or b"") if keys.identity is not None else b""
+        return Connection(link, resumed, namespaces, limits, shown, own)
 
 
 def _load(access: Access) -> _Keys:

@@ -135,6 +135,14 @@ def status_name(code: int) -> str:
 _STATUS_NAMES: dict[int, str] = {0: "Good"}
 
 
+def severity_of(server: Any) -> int:
+    """Our severity for OPC UA's 1 to 1000; 0, for "derive it", where the server gives none: 0 is outside the standard's range."""
+    if not isinstance(server, int) or server <= 0:
+        return 0
+    bands = ((100, 1), (333, 2), (666, 3))
+    return next((ours for limit, ours in bands if server <= limit), 4)
+
+
 def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a kind of value
     """A value as JSON can carry it, bounded."""
     kind = type(value)
@@ -190,6 +198,10 @@ class Item:
     """Its first notification is the present value, not a change."""
     seen: tuple[int | None, Any] | None = None
     """Source time and value of the last notification in this process: what the server repeats after a reconnect is not news."""
+    filtered_here: bool = False
+    """The server cannot filter it: an absolute deadband is applied to what it sends."""
+    passed: tuple[int, float] | None = None
+    """Status and value that last passed the deadband applied here."""
     constants: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -201,8 +213,8 @@ class Item:
 def reading(item: Item, source: str, data_value: Any, now_us: int, known: dict[str, Any]) -> Event | None:
     """The event of one notification; None where it brings nothing new. `known` holds the last value of each remembered node."""
     code: int = data_value.StatusCode.value if data_value.StatusCode is not None else 0
-    raw = data_value.Value.Value if data_value.Value is not None else None
-    kind = type(raw)
+    raw: Any = data_value.Value.Value if data_value.Value is not None else None
+    kind: Any = type(raw)
     value = raw if kind is bool or kind is int or (kind is str and len(raw) <= TEXT_CHARS_MAX) else plain(raw)
     source_us, server_us = time_us(data_value.SourceTimestamp), time_us(data_value.ServerTimestamp)
     initial, item.fresh = item.fresh, False

@@ -20,8 +20,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from asyncua import Client
 from asyncua import ua as _ua
+from asyncua.client.client import Client
 from asyncua.client.ua_client import UASocketProtocol
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties

@@ -1,0 +1,185 @@
+"""The monitored items of a source: laid out for a session, asked of the server, and their notifications made into events.
+
+A handle is made of the node's text and not of its place in a list, so that a process after a kill arrives at the same handles and can
+read what the server still sends for the old ones.
+
+Loss that shows here: the overflow bit (0x480), and a queue that comes full from a server that never sets the bit. Both are told as the
+names of the nodes that miss values.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agent.component import Report
+from agent.sources.opcua_connect import Connection
+from agent.sources.opcua_nodes import OVERFLOW, ConfigNode, Item, default_name, reading, resolve
+from agent.sources.opcua_position import Position
+from agent.sources.opcua_private import ua
+from agent.wire.event import Event
+
+_NO_FILTER = frozenset(
+    {
+        "BadMonitoredItemFilterUnsupported",
+        "BadMonitoredItemFilterInvalid",
+        "BadDeadbandFilterInvalid",
+        "BadFilterNotAllowed",
+    }
+)
+"""What servers answer that cannot filter this item. It is then watched without, and an absolute deadband is applied here."""
+
+
+class Items:
+    """All items of one source. `lay_out` for each session, then `taken_up` or `watch`."""
+
+    def __init__(self, source: str, report: Report, *, sampling_interval_ms: float, queue_size: int) -> None:
+        self._source = source
+        self._report = report
+        self._sampling_interval_ms = sampling_interval_ms
+        self._queue_size = queue_size
+        self._items: dict[int, Item] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def lay_out(self, nodes: Iterable[ConfigNode], namespaces: Sequence[str]) -> str:
+        """Lay the items out for this session, keeping what is known of them; the fingerprint of what was laid out."""
+        before = {item.config.node: item for item in self._items.values()}
+        self._items = {}
+        for node in sorted(nodes, key=lambda node: node.node):
+            handle = int.from_bytes(hashlib.blake2b(node.node.encode(), digest_size=4).digest(), "big")
+            while handle in self._items:
+                handle = (handle + 1) % 2**32
+            item = Item(node, handle, node.name or default_name(node.node))
+            item.node_id = resolve(node.node, namespaces)
+            if node.node in before:
+                item.seen = before[node.node].seen
+            self._items[handle] = item
+        for gone in before.keys() - {item.config.node for item in self._items.values()}:
+            self._report.trouble.pop(gone, None)
+        described = repr([(item.config, self._sampling(item), self._queue(item)) for item in self._items.values()])
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def taken_up(self, missing: Sequence[str], queue_size: int) -> None:
+        """The server goes on with the subscription that an earlier process made: its next notifications are changes."""
+        absent = frozenset(missing)
+        for item in self._items.values():
+            item.watched, item.fresh = item.config.node not in absent, False
+            item.queue_size = queue_size or self._queue(item)
+            if not item.watched:
+                self._name_missing(item, "the server does not have this node")
+
+    async def watch(self, connection: Connection, subscription_id: int) -> None:
+        """Ask the server for every item that it does not watch yet, in calls as large as it allows. The first values are initial."""
+        wanted = [item for item in self._items.values() if not item.watched]
+        for item in wanted:
+            item.fresh = True
+            item.node_id = resolve(item.config.node, connection.namespaces)
+            if item.node_id is None:
+                self._name_missing(item, "the server has no such namespace")
+        wanted = [item for item in wanted if item.node_id is not None]
+        for at in range(0, len(wanted), connection.limits.items_per_call):
+            unfiltered = await self._create(
+                connection, subscription_id, wanted[at : at + connection.limits.items_per_call]
+            )
+            if unfiltered:
+                await self._create(connection, subscription_id, unfiltered)
+
+    async def _create(self, connection: Connection, subscription_id: int, items: list[Item]) -> list[Item]:
+        """One call. Those that the server takes only without a filter are returned, to be asked for again."""
+        unfiltered = []
+        results = await connection.link.create_items(subscription_id, [self._request(item) for item in items])
+        for item, result in zip(items, results, strict=True):
+            answer = result.StatusCode.name
+            if result.StatusCode.is_good():
+                item.watched, item.queue_size = True, result.RevisedQueueSize
+                self._report.ok(item.config.node)
+            elif answer in _NO_FILTER and not item.filtered_here:
+                item.filtered_here = True
+                unfiltered.append(item)
+                if item.config.deadband_type == "percent":
+                    self._report.count("deadbands_refused")
+            else:
+                self._name_missing(item, f"the server answers {answer}")
+        return unfiltered
+
+    def unwatched(self) -> list[str]:
+        """Nodes that the server does not give."""
+        return [item.config.node for item in self._items.values() if not item.watched]
+
+    def start_over(self) -> None:
+        """A new subscription begins: nothing is watched."""
+        for item in self._items.values():
+            item.watched = False
+
+    def smallest_queue(self) -> int:
+        """The smallest queue that the server gave; 0 where nothing is watched."""
+        return min((item.queue_size for item in self._items.values() if item.watched), default=0)
+
+    def _name_missing(self, item: Item, why: str) -> None:
+        self._report.fault(f"{item.config.node}: {why}", item.config.node)
+
+    def _queue(self, item: Item) -> int:
+        return item.config.queue_size or self._queue_size
+
+    def _sampling(self, item: Item) -> float:
+        own = item.config.sampling_interval_ms
+        return self._sampling_interval_ms if own is None else own
+
+    def _request(self, item: Item) -> Any:
+        request = ua.MonitoredItemCreateRequest()
+        request.ItemToMonitor.NodeId = item.node_id
+        request.ItemToMonitor.AttributeId = ua.AttributeIds.Value
+        request.MonitoringMode = ua.MonitoringMode.Reporting
+        asked = request.RequestedParameters
+        asked.ClientHandle = item.handle
+        asked.SamplingInterval = self._sampling(item)
+        asked.QueueSize = self._queue(item)
+        asked.DiscardOldest = True
+        if item.config.deadband and not item.filtered_here:
+            kind = ua.DeadbandType.Percent if item.config.deadband_type == "percent" else ua.DeadbandType.Absolute
+            trigger = ua.DataChangeTrigger.StatusValue
+            asked.Filter = ua.DataChangeFilter(Trigger=trigger, DeadbandType=kind, DeadbandValue=item.config.deadband)
+        return request
+
+    def take(self, notifications: Sequence[Any], position: Position, now_us: int) -> tuple[list[Event], list[str]]:
+        """The events of one message's notifications, in order, and the names of nodes that miss values before them."""
+        events: list[Event] = []
+        overflowed: list[str] = []
+        items, source, known = self._items, self._source, position.known
+        for notification in notifications:
+            item, value = items.get(notification.ClientHandle), notification.Value
+            if item is None or value is None:
+                self._report.count("notifications_unknown")
+                continue
+            status = value.StatusCode
+            if status is not None and status.value & OVERFLOW == OVERFLOW:
+                overflowed.append(item.name)
+            if item.filtered_here and _within_deadband(item, value):
+                continue
+            event = reading(item, source, value, now_us, known)
+            if event is not None:
+                events.append(event)
+        if position.queue_size > 1 and len(notifications) >= position.queue_size:
+            overflowed += self._full(notifications)
+        return events, list(dict.fromkeys(overflowed))
+
+    def _full(self, notifications: Sequence[Any]) -> list[str]:
+        """Items whose queue came full: a server that never sets the overflow bit (asyncua's is one) may have dropped values."""
+        counts: dict[int, int] = {}
+        for notification in notifications:
+            counts[notification.ClientHandle] = counts.get(notification.ClientHandle, 0) + 1
+        items = ((self._items.get(handle), n) for handle, n in counts.items())
+        return [item.name for item, n in items if item is not None and n >= item.queue_size > 1]
+
+
+def _within_deadband(item: Item, data_value: Any) -> bool:
+    """An absolute deadband, for servers that have none. A change of status always passes."""
+    value = data_value.Value.Value if data_value.Value is not None else None
+    code = data_value.StatusCode.value if data_value.StatusCode is not None else 0
+    if item.config.deadband_type != "absolute" or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if item.passed is not None and item.passed[0] == code and abs(value - item.passed[1]) <= item.config.deadband:
+        return True
+    item.passed = (code, value)
+    return False

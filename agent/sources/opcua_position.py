@@ -1,0 +1,98 @@
+"""Where an OPC UA source stands, as its cursor keeps it.
+
+The cursor is written with every batch of events, in the same transaction, so it is kept small: one entry a subscription, the
+last value of each state, setpoint and mode, the state of each alarm. What would grow with the number of watched nodes is not in it.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.component import Cursor
+
+VERSION = 1
+REMEMBERED_MAX = 1_000
+"""Last values (and alarm states) kept. Beyond it a change is not told from a first reading; `values_not_remembered` counts."""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """A subscription at the server: how far it has been taken, and what it was made for."""
+
+    id: int
+    sequence: int
+    """Of the last message that was taken; 0 before the first."""
+    plan: str
+    """Fingerprint of the items: a subscription made for others cannot be continued."""
+    heard_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def next_sequence(self) -> int:
+        """Sequence numbers begin again at 1, never 0."""
+        return self.sequence + 1 if self.sequence < 2**32 - 1 else 1
+
+    def ahead(self, sequence: int) -> int:
+        """How many messages lie between the last one taken and this one: 0 for the next, negative for one that was taken before."""
+        distance = (sequence - self.next_sequence) % 2**32
+        return distance if distance < 2**31 else distance - 2**32
+
+
+@dataclass(slots=True)
+class Position:
+    """The cursor, unpacked."""
+
+    session: tuple[str, str] | None = None
+    """Token and nonce of the session at the server, to be taken up again."""
+    subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    """By kind: data, events."""
+    known: dict[str, Any] = field(default_factory=dict)
+    """Node's name → last value, for roles of which a change while nobody listened is an event."""
+    alarms: dict[str, str] = field(default_factory=dict)
+    """Condition → its state as letters; see opcua_alarms."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """The server's diagnostics counters as last read."""
+    missing: list[str] = field(default_factory=list)
+    """Nodes that the server did not take into the subscription."""
+    seen_us: int | None = None
+    """When the last message was taken; None before the first."""
+    queue_size: int = 0
+    """The smallest queue that the server gave an item."""
+    warned: dict[str, str] = field(default_factory=dict)
+    """What was said once and is not said again: kind of warning → about what."""
+
+    @classmethod
+    def load(cls, cursor: Cursor | None) -> "Position":
+        """From a cursor; an empty one where there is none, or it is another version's."""
+        if not cursor or cursor.get("v") != VERSION:
+            return cls()
+        fields = cursor
+        position = cls(**{name: fields[name] for name in cls.__slots__ if name in fields})
+        position.session = (fields["session"][0], fields["session"][1]) if fields["session"] else None
+        position.subscriptions = {kind: Subscription(*each) for kind, each in fields["subscriptions"].items()}
+        for name in ("known", "alarms", "counters", "warned"):
+            setattr(position, name, dict(fields[name]))
+        return position
+
+    def save(self) -> Cursor:
+        """As a cursor: nothing of it is shared with this object."""
+        return {
+            "v": VERSION,
+            "session": list(self.session) if self.session else None,
+            "subscriptions": {kind: [each.id, each.sequence, each.plan] for kind, each in self.subscriptions.items()},
+            "known": dict(self.known),
+            "alarms": dict(self.alarms),
+            "counters": dict(self.counters),
+            "missing": list(self.missing),
+            "seen_us": self.seen_us,
+            "queue_size": self.queue_size,
+            "warned": dict(self.warned),
+        }
+
+    def forget_too_many(self) -> int:
+        """Keep the cursor small; how many values were forgotten."""
+        forgotten = 0
+        for kept in (self.known, self.alarms):
+            while len(kept) > REMEMBERED_MAX:
+                kept.popitem()
+                forgotten += 1
+        return forgotten
