@@ -3,3 +3,5 @@
 HANDLERS = {
     "count": "agent.handlers.count:CountHandler",
 }
+EXTRA: dict[str, str] = {"sigma": "sigma"}
+"""Kinds whose library comes with an extra of the distribution."""
