@@ -19,7 +19,7 @@ import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec import Raw, Struct
 
 from agent.wire.batch import MalformedBatch, read_frame
@@ -223,31 +223,36 @@ Format = Literal["json", "ndjson", "csv"]
 async def provide_filter(
     request: Request[Any, Any, Any],
     begin: Annotated[
-        datetime | None, Parameter(query="from", description="Time of the event, inclusive, RFC 3339")
+        datetime | None, QueryParameter(name="from", description="Time of the event, inclusive, RFC 3339")
     ] = None,
-    end: Annotated[datetime | None, Parameter(query="to", description="Time of the event, exclusive, RFC 3339")] = None,
-    agent: Annotated[list[UUID] | None, Parameter(query="agent")] = None,
-    site: Annotated[_Texts, Parameter(query="site")] = None,
-    line: Annotated[_Texts, Parameter(query="line")] = None,
-    station: Annotated[_Texts, Parameter(query="station")] = None,
+    end: Annotated[
+        datetime | None, QueryParameter(name="to", description="Time of the event, exclusive, RFC 3339")
+    ] = None,
+    agent: Annotated[list[UUID] | None, QueryParameter(name="agent")] = None,
+    site: Annotated[_Texts, QueryParameter(name="site")] = None,
+    line: Annotated[_Texts, QueryParameter(name="line")] = None,
+    station: Annotated[_Texts, QueryParameter(name="station")] = None,
     type_: Annotated[
-        _Texts, Parameter(query="type", description="A name, or `authentication.*` for it and all below")
+        _Texts, QueryParameter(name="type", description="A name, or `authentication.*` for it and all below")
     ] = None,
-    category: Annotated[_Texts, Parameter(query="category")] = None,
-    severity: Annotated[int | None, Parameter(query="severity", ge=1, le=6, description="At least this")] = None,
-    severity_in: Annotated[list[int] | None, Parameter(query="severity_in", description="Exactly one of these")] = None,
-    source: Annotated[_Texts, Parameter(query="source")] = None,
-    actor: Annotated[_Texts, Parameter(query="actor")] = None,
-    src_ip: Annotated[_Texts, Parameter(query="src_ip")] = None,
-    target: Annotated[_Texts, Parameter(query="target")] = None,
-    outcome: Annotated[_Texts, Parameter(query="outcome")] = None,
+    category: Annotated[_Texts, QueryParameter(name="category")] = None,
+    severity: Annotated[int | None, QueryParameter(name="severity", ge=1, le=6, description="At least this")] = None,
+    severity_in: Annotated[
+        list[int] | None, QueryParameter(name="severity_in", description="Exactly one of these")
+    ] = None,
+    source: Annotated[_Texts, QueryParameter(name="source")] = None,
+    actor: Annotated[_Texts, QueryParameter(name="actor")] = None,
+    src_ip: Annotated[_Texts, QueryParameter(name="src_ip")] = None,
+    target: Annotated[_Texts, QueryParameter(name="target")] = None,
+    outcome: Annotated[_Texts, QueryParameter(name="outcome")] = None,
     text: Annotated[
-        str | None, Parameter(query="text", max_length=TEXT_CHARS_MAX, description="Part of the message, any case")
+        str | None, QueryParameter(name="text", max_length=TEXT_CHARS_MAX, description="Part of the message, any case")
     ] = None,
     data_: Annotated[
-        str | None, Parameter(query="data", max_length=DATA_CHARS_MAX, description="A JSON object that data contains")
+        str | None,
+        QueryParameter(name="data", max_length=DATA_CHARS_MAX, description="A JSON object that data contains"),
     ] = None,
-    correlation_id: Annotated[str | None, Parameter(query="correlation_id", max_length=TEXT_CHARS_MAX)] = None,
+    correlation_id: Annotated[str | None, QueryParameter(name="correlation_id", max_length=TEXT_CHARS_MAX)] = None,
 ) -> Filter:
     """The filter of a request, within the scope of its caller."""
     _check_names(request)
@@ -341,8 +346,8 @@ def _answer(request: Request[Any, Any, Any], page: Page, asked: Format | None) -
     return Response(body, media_type=FORMATS[chosen], headers=headers)
 
 
-_After = Annotated[str | None, Parameter(query="after", max_length=200, description="`next` of the page before")]
-_Limit = Annotated[int, Parameter(query="limit", ge=1, le=events.LIMIT_MAX)]
+_After = Annotated[str | None, QueryParameter(name="after", max_length=200, description="`next` of the page before")]
+_Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=events.LIMIT_MAX)]
 
 
 @get(
@@ -359,7 +364,7 @@ async def get_events(
     after: _After = None,
     order: Order = "desc",
     limit: _Limit = 100,
-    format_: Annotated[Format | None, Parameter(query="format", description="Instead of Accept")] = None,
+    format_: Annotated[Format | None, QueryParameter(name="format", description="Instead of Accept")] = None,
 ) -> Response[Any]:
     """Events by filter, newest first unless asked otherwise."""
     return _answer(request, await _page(state.database, wanted, after, order, limit), format_)

@@ -1,0 +1,216 @@
+"""A real collector in a process of its own, and a chain of batches to send to it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from agent.simulator.postgres import Postgres
+from agent.wire.batch import GENESIS, GapRange, Sealed, encode_lines, seal
+from agent.wire.event import Event
+
+ROOT = Path(__file__).parent.parent
+START_S_MAX = 60.0
+
+
+def poll_until(what: Callable[[], Any], *, within_s: float = 20.0, why: str = "") -> Any:
+    """Ask again and again until the answer is true; the answer."""
+    deadline = time.monotonic() + within_s
+    while not (answer := what()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s} s: {why or what}")
+        time.sleep(0.02)
+    return answer
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_cli(dsn: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A command of the collector, run as a user runs it."""
+    env = {**os.environ, "LINEWARDEN_COLLECTOR__DATABASE__DSN": dsn, **environment}
+    command = [sys.executable, "-m", "collector.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+class Collector:
+    """`linewarden-collector serve` on a free port. Its output goes to `log`, to be looked at when a test fails."""
+
+    def __init__(self, dsn: str, **environment: str) -> None:
+        self.dsn = dsn
+        self.port = free_port()
+        self._environment = {f"LINEWARDEN_COLLECTOR__{key}": value for key, value in environment.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = bytearray()
+        self._log_file: Any = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, ready: bool = True) -> Self:
+        env = {
+            **os.environ,
+            "LINEWARDEN_COLLECTOR__DATABASE__DSN": self.dsn,
+            "LINEWARDEN_COLLECTOR__SERVER__LISTEN": f"127.0.0.1:{self.port}",
+            **self._environment,
+        }
+        import tempfile
+
+        self._log_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "collector.cli", "serve"], cwd=ROOT, env=env, stdout=self._log_file, stderr=self._log_file
+        )
+        poll_until(lambda: self._answers(ready=ready), within_s=START_S_MAX, why="the collector does not answer")
+        return self
+
+    def _answers(self, *, ready: bool) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"the collector ended with {self._process.returncode}:\n{self.log}")
+        try:
+            status = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code
+        except httpx.HTTPError:
+            return False
+        return status == 200 or not ready
+
+    @property
+    def log(self) -> str:
+        if self._log_file is None or self._log_file.closed:
+            return self._log.decode(errors="replace")
+        position = self._log_file.tell()
+        self._log_file.seek(0)
+        text = self._log_file.read().decode(errors="replace")
+        self._log_file.seek(position)
+        return str(text)
+
+    def stop(self) -> int:
+        """A clean stop; its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def kill9(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: int) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(40)
+        self._log = bytearray(self.log.encode())
+        self._log_file.close()
+        self._process = None
+        return code
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is not None:
+            self.stop()
+
+    def key(self, role: str, **options: str) -> str:
+        """A new key."""
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        done = run_cli(self.dsn, "key", "create", "--role", role, *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+
+class Chain:
+    """A stream as an agent makes it: batches numbered and chained."""
+
+    def __init__(self, agent: str | None = None, *, buffer: str | None = None, lane: int = 1) -> None:
+        self.agent = agent or str(uuid4())
+        self.buffer = buffer or uuid4().hex
+        self.lane = lane
+        self.no = 0
+        self.hash = GENESIS
+
+    def twin(self) -> "Chain":
+        """A copy that goes on by itself: a cloned agent, a buffer put back."""
+        other = Chain(self.agent, buffer=self.buffer, lane=self.lane)
+        other.no, other.hash = self.no, self.hash
+        return other
+
+    def seal(self, events: Sequence[Event], *, gap: int = 0, last: str = "f" * 64) -> Sealed:
+        """The next batch; with `gap` it stands for so many lost ones."""
+        return self.seal_lines(*encode_lines(events), gap=gap, last=last)
+
+    def seal_lines(self, core: Sequence[bytes], personal: Sequence[bytes], *, gap: int = 0, last: str = "f" * 64) -> Sealed:
+        no = self.no + 1
+        sealed = seal(
+            core,
+            personal,
+            agent=self.agent,
+            buffer=self.buffer,
+            lane=self.lane,
+            no=no,
+            prev=self.hash,
+            sealed=now_us(),
+            gap=GapRange(no + gap - 1, last) if gap else None,
+        )
+        self.no, self.hash = sealed.header.through, last if gap else sealed.hash
+        return sealed
+
+    def batch(self, *messages: str) -> Sealed:
+        """The next batch, of one event a message."""
+        return self.seal([event(message) for message in messages or ("hello",)])
+
+    def identity(self, no: int, index: int) -> str:
+        return f"{self.agent}/{self.buffer}/{self.lane}/{no}/{index}"
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def event(message: str = "hello", **fields: Any) -> Event:
+    now = now_us()
+    return Event(**{"time": now, "observed": now, "type": "log.line", "source": "test", "message": message, **fields})
+
+
+def post(client: httpx.Client, *batches: Sealed, **headers: str) -> httpx.Response:
+    """Send batches."""
+    return client.post("/v1/batches", content=b"".join(b.frame for b in batches), headers=headers)
+
+
+def events_of(client: httpx.Client, **parameters: Any) -> list[dict[str, Any]]:
+    """All events that a filter finds, page by page."""
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = client.get("/v1/events", params={"limit": 1000, **parameters})
+        assert answer.status_code == 200, answer.text
+        page = json.loads(answer.content)
+        found += page["events"]
+        if page["next"] is None:
+            return found
+        parameters["after"] = page["next"]
+
+
+@pytest.fixture(scope="session")
+def collector(postgres: Postgres) -> Iterator[Collector]:
+    """The session's collector. Each test sends as an agent of its own, and asks only for that."""
+    with Collector(postgres.create_database("collector")) as running:
+        yield running
