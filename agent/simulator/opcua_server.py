@@ -275,9 +275,13 @@ class PressCell:
         """An event of the given standard type (an `ua.ObjectIds` value) from the Server object."""
         if kind not in self._generators:
             self._generators[kind] = await self.server.get_event_generator(ua.NodeId(kind), ua.ObjectIds.Server)
+            # asyncua keeps the id of a derived type (UtcTime) where it later wants a built-in one: let it guess from the value.
+            kinds = self._generators[kind].event.data_types
+            kinds.update({name: None for name, each in kinds.items() if not isinstance(each, ua.VariantType)})
         generator = self._generators[kind]
         generator.event.Severity = 0
-        generator.event.ActionTimeStamp = datetime.now(UTC)
+        if "ActionTimeStamp" in generator.event.data_types:
+            generator.event.ActionTimeStamp = datetime.now(UTC)
         for name, value in fields.items():
             setattr(generator.event, name, value)
         await generator.trigger(message="")
