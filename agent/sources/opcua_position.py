@@ -34,7 +34,9 @@ class Subscription:
     def ahead(self, sequence: int) -> int:
         """How many messages lie between the last one taken and this one: 0 for the next, negative for one that was taken before."""
         distance = (sequence - self.next_sequence) % 2**32
-        return distance if distance < 2**31 else distance - 2**32
+        if distance >= 2**31:
+            return distance - 2**32
+        return distance - (sequence < self.next_sequence)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,248 @@
+"""OPC UA parts that need no server: configuration, node ids, values, roles, position, alarms, certificates."""
+
+import math
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.component import ConfigError, Report
+from agent.sources.opcua import ConfigOpcUa
+from agent.sources.opcua_alarms import change
+from agent.sources.opcua_items import Items
+from agent.sources.opcua_nodes import (
+    ITEMS_MAX,
+    TEXT_CHARS_MAX,
+    ConfigNode,
+    Item,
+    as_text,
+    check_node,
+    plain,
+    reading,
+    resolve,
+    severity_of,
+    time_us,
+)
+from agent.sources.opcua_position import REMEMBERED_MAX, Position, Subscription
+from agent.sources.opcua_private import ua
+from agent.sources.opcua_trust import expires_in_days, first_certificate, own_identity, read_certificate
+
+URL = "opc.tcp://cell4:4840"
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"url": "http://cell4"}, "url"),
+        ({"url": "opc.tcp://user:secret@cell4"}, "url"),
+        ({"user": "a"}, "password_file"),
+        ({"user": "a", "password_file": "/p", "security": "None"}, "user"),
+        ({"nodes": ("Spindle.Temp",)}, "node"),
+        ({"nodes": ("ns=2;i=x",)}, "node"),
+        ({"nodes": ()}, "nodes"),
+        ({"nodes": ("ns=2;s=a", "ns=3;s=a")}, "nodes"),
+        ({"user_certificate_file": "/c"}, "user_key_file"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_with_the_field(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key}:"):
+        ConfigOpcUa(**({"url": URL, "nodes": ("ns=2;s=x",)} | options))
+
+
+def test_the_configuration_of_the_contract_is_rebuilt_from_plain_data() -> None:
+    raw = {
+        "url": URL,
+        "server_certificate_file": "/etc/linewarden/trust/cell4.der",
+        "user": "agent",
+        "password_file": "/run/x",
+        "audit": True,
+        "alarms": True,
+        "nodes": ["nsu=http://acme/press;s=Spindle.Temp", {"node": "ns=2;s=b", "role": "setpoint", "deadband": 0.5}],
+        "browse": [{"root": "nsu=http://acme/press;s=Line", "match": "*.Status"}],
+    }
+    config = msgspec.convert(raw, ConfigOpcUa)
+    assert [node.role for node in config.configured()] == ["reading", "setpoint"]
+    assert config.security == "Basic256Sha256/SignAndEncrypt"
+    assert {key for key, _, _ in config.problems()} == {"server_certificate_file", "password_file"}
+
+
+_texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=40)
+
+
+@given(_texts, st.sampled_from(["http://acme/press", "urn:x:y"]))
+def test_a_node_id_with_its_namespace_uri_survives_resolving(identifier: str, uri: str) -> None:
+    text = f"nsu={uri};s={identifier}"
+    check_node(text)
+    namespaces = ["http://opcfoundation.org/UA/", "urn:server", "http://acme/press", "urn:x:y"]
+    assert as_text(resolve(text, namespaces), namespaces) == text
+    assert resolve(text, ["http://opcfoundation.org/UA/"]) is None
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_numeric_node_ids_survive_too(number: int) -> None:
+    assert as_text(resolve(f"i={number}", []), []) == f"i={number}"
+    assert as_text(resolve(f"nsu=a;i={number}", ["", "a"]), ["", "a"]) == f"nsu=a;i={number}"
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.datetimes()
+    | st.uuids(),
+    lambda inner: st.lists(inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(_values)
+def test_every_value_becomes_json(value: Any) -> None:
+    msgspec.json.encode(plain(value))
+
+
+def test_long_values_are_cut_and_what_json_cannot_say_is_text() -> None:
+    assert len(plain("x" * 100_000)) == TEXT_CHARS_MAX
+    assert len(plain([0] * 100_000)) == ITEMS_MAX
+    assert plain(math.nan) == "nan"
+    assert plain(ua.LocalizedText("läuft")) == "läuft"
+
+
+@pytest.mark.parametrize("year", [1601, 1970, 9999])
+def test_a_sentinel_is_no_time(year: int) -> None:
+    assert time_us(datetime(year, 1, 1, tzinfo=UTC)) is None
+
+
+def value(content: Any, *, status: int = 0, at: datetime | None = None, server: datetime | None = None) -> Any:
+    return ua.DataValue(
+        ua.Variant(content), StatusCode=ua.StatusCode(status), SourceTimestamp=at, ServerTimestamp=server
+    )
+
+
+def test_a_time_is_the_sources_or_the_servers_or_ours_and_says_which() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    sentinel = datetime(9999, 12, 31, tzinfo=UTC)
+    for at, server, expected, said in (
+        (moment, sentinel, time_us(moment), None),
+        (sentinel, moment, time_us(moment), "server"),
+        (None, sentinel, 77, "agent"),
+    ):
+        event = reading(Item(ConfigNode(node="i=1"), 1, "n"), "s", value(1.0, at=at, server=server), 77, {})
+        assert event is not None
+        assert (event.time, event.data.get("time_from")) == (expected, said)
+        assert ("server_time_us" in event.data) == (server is moment)
+
+
+def test_a_setpoint_is_a_change_only_when_it_changes() -> None:
+    item, known = Item(ConfigNode(node="i=1", role="setpoint"), 1, "n"), {}  # type: tuple[Item, dict[str, Any]]
+    kinds = [getattr(reading(item, "s", value(each), 1, known), "type", None) for each in (1.0, 1.0, 2.0, 2.0)]
+    assert kinds == ["equipment.reading", None, "configuration.setpoint.changed", None]
+    assert getattr(reading(item, "s", value(3.0, status=0x80000000), 1, known), "type", None) == "equipment.reading"
+    assert known == {"n": 2.0}
+
+
+def test_what_the_server_repeats_after_a_reconnect_is_not_news() -> None:
+    item, at = Item(ConfigNode(node="i=1"), 1, "n"), datetime(2026, 1, 1, tzinfo=UTC)
+    assert reading(item, "s", value(1.0, at=at), 1, {}) is not None
+    item.fresh = True
+    assert reading(item, "s", value(1.0, at=at), 1, {}) is None
+    item.fresh = True
+    assert reading(item, "s", value(1.0, at=at + timedelta(seconds=1)), 1, {}) is not None
+
+
+def test_handles_are_the_same_in_another_process_whatever_the_order_of_the_configuration() -> None:
+    nodes = [ConfigNode(node=f"ns=2;s=n{number}") for number in range(500)]
+    plans = []
+    for order in (nodes, nodes[::-1]):
+        items = Items("s", Report(), sampling_interval_ms=1, queue_size=10)
+        plans.append((items.lay_out(order, []), {item.config.node: handle for handle, item in items._items.items()}))
+    assert plans[0] == plans[1]
+
+
+@given(
+    st.builds(
+        Position,
+        session=st.none() | st.tuples(st.text(), st.text()),
+        known=st.dictionaries(st.text(), st.integers() | st.text()),
+        missing=st.lists(st.text()),
+        seen_us=st.none() | st.integers(0, 2**60),
+        subscriptions=st.dictionaries(
+            st.sampled_from(["data", "events"]),
+            st.builds(Subscription, st.integers(1, 9), st.integers(0, 2**32), st.text(), st.just(0.0)),
+        ),
+    )
+)
+def test_a_position_survives_the_cursor(position: Position) -> None:
+    import json
+
+    loaded = Position.load(json.loads(json.dumps(position.save())))
+    assert loaded.save() == position.save()
+
+
+@pytest.mark.parametrize("cursor", [None, {}, {"v": 99, "session": 1}])
+def test_a_cursor_of_nobody_or_of_another_version_begins_anew(cursor: Any) -> None:
+    assert Position.load(cursor) == Position()
+
+
+def test_the_cursor_stays_small() -> None:
+    position = Position(known={str(number): number for number in range(REMEMBERED_MAX + 10)})
+    assert position.forget_too_many() == 10
+    assert len(position.known) == REMEMBERED_MAX
+
+
+@pytest.mark.parametrize(
+    ("last", "came", "ahead"), [(0, 1, 0), (5, 6, 0), (5, 8, 2), (5, 5, -1), (2**32 - 1, 1, 0), (2**32 - 2, 2, 2)]
+)
+def test_sequence_numbers_wrap_to_one(last: int, came: int, ahead: int) -> None:
+    assert Subscription(1, last, "").ahead(came) == ahead
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        ("", "AU", "raised"),
+        ("AU", "A", "acknowledged"),
+        ("A", "", "cleared"),
+        ("AU", "U", "cleared"),
+        ("A", "AS", "suppressed"),
+        ("", "D", "suppressed"),
+        ("AS", "A", "other"),
+        ("A", "A", None),
+    ],
+)
+def test_what_became_of_an_alarm(before: str, after: str, what: str | None) -> None:
+    assert change(before, after) == what
+
+
+@pytest.mark.parametrize(("server", "ours"), [(0, 0), (None, 0), (1, 1), (200, 2), (500, 3), (700, 4), (1000, 4)])
+def test_severity_bands(server: Any, ours: int) -> None:
+    assert severity_of(server) == ours
+
+
+def test_the_own_certificate_is_made_once_and_its_key_is_for_its_owner_alone(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "own" / "c.der", tmp_path / "own" / "k.pem"
+    made = own_identity(certificate, key)
+    assert own_identity(certificate, key) == made
+    assert made.application_uri.startswith("urn:")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert 1_800 < expires_in_days(made.certificate) < 1_830
+    assert first_certificate(made.certificate + b"chain") == made.certificate
+    key.unlink()
+    with pytest.raises(ConfigError, match=r"k\.pem"):
+        own_identity(certificate, key)
+
+
+def test_a_file_that_is_no_certificate_and_a_folder_that_cannot_be_written_say_so(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"hello")
+    with pytest.raises(ConfigError, match="is not a certificate"):
+        read_certificate(tmp_path / "x", "server_certificate_file")
+    with pytest.raises(ConfigError, match="state_dir"):
+        own_identity(tmp_path / "x" / "c.der", tmp_path / "x" / "k.pem")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
