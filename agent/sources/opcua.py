@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le
 
 from agent.component import Cursor, Report, now_us
 from agent.sources.opcua_browse import ConfigBrowse, browsed_nodes
-from agent.sources.opcua_connect import Access, CertificateChanged, Connection, connect, translated
+from agent.sources.opcua_connect import Access, CertificateChanged, Connection, SessionRefused, connect, translated
 from agent.sources.opcua_events import EventReader
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import ConfigNode, default_name
@@ -173,13 +173,21 @@ class OpcUaSource:
         self._watch = Watch(name, config.url)
         self._distrusted: set[int] = set()
         """Ids of subscriptions that turned out to be gone: the cursor has them still, and they must not be continued."""
+        self._refused: tuple[str, str] | None = None
+        """The session that the server would not take up: the next connection makes a new one, and transfers the subscriptions."""
+        self._transferred = False
+        """In this connection a subscription was taken over from an earlier session."""
         self._retry_missing_s = 0.0
 
     async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         """One connection's worth of events; see agent.component.Source."""
         position = Position.load(cursor)
+        session, self._refused = position.session if position.session != self._refused else None, None
         try:
-            connection = await connect(self._config.access(), position.session)
+            connection = await connect(self._config.access(), session)
+        except SessionRefused:
+            self._refused = session
+            raise
         except CertificateChanged as changed:
             events = self._certificate_changed(changed, position)
             if events:
@@ -213,6 +221,7 @@ class OpcUaSource:
     async def _establish(self, connection: Connection, position: Position) -> list[Event]:
         """Continue what there was, or begin anew; the events that come with it."""
         position.session = connection.link.session()
+        self._transferred = False
         nodes = {node.node: node for node in self._config.configured()}
         found, troubles = await browsed_nodes(connection, self._config.browse)
         for browse in self._config.browse:
@@ -290,8 +299,10 @@ class OpcUaSource:
         """Take an earlier subscription up again and fetch what was sent in between. None where the server does not have it."""
         if subscription.id in self._distrusted:
             return None
-        if not connection.resumed and not await connection.link.transfer(subscription.id):
-            return None
+        if not connection.resumed:
+            if not await connection.link.transfer(subscription.id):
+                return None
+            self._transferred = True
         events: list[Event] = []
         for _ in range(REPUBLISH_MAX):
             try:
@@ -462,6 +473,9 @@ class OpcUaSource:
     def _status_change(self, notification: Any) -> None:
         """The subscription itself says something. Its end is met by a new one; the rest is told."""
         code, name = notification.Status.value, notification.Status.name
+        if code == ua.StatusCodes.GoodSubscriptionTransferred and self._transferred:
+            # Meant for our own earlier session, from which we took it over; node-opcua tells it to the new one.
+            return
         if code in (ua.StatusCodes.BadTimeout, ua.StatusCodes.GoodSubscriptionTransferred):
             raise SubscriptionLost(f"{self._config.url}: the server ended the subscription ({name})")
         self._report.count("status_changes")

@@ -45,6 +45,10 @@ class CertificateChanged(ConfigError):
         self.shown = shown
 
 
+class SessionRefused(NotConnected):
+    """The server would not take up the earlier session, and ended the connection over it: begin a new one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """What a connection needs, as configured: files are names here, not contents."""
@@ -112,13 +116,29 @@ async def _open(access: Access, keys: _Keys, link: Link, session: tuple[str, str
         await _explain_channel(access, keys, error)
     with translated(access.url):
         endpoint = _endpoint(access, await link.endpoints())
-        resumed = session is not None and await link.reopen_session(*session, endpoint.UserIdentityTokens or [])
-        if not resumed:
-            await link.open_session()
+        resumed = await _sign_in(link, session, endpoint.UserIdentityTokens or [])
         namespaces, limits = await _learn(link)
         own = keys.identity.certificate if keys.identity is not None else b""
         shown = first_certificate(endpoint.ServerCertificate or b"") if keys.identity is not None else b""
         return Connection(link, resumed, namespaces, limits, shown, own)
+
+
+async def _sign_in(link: Link, session: tuple[str, str] | None, policies: list[Any]) -> bool:
+    """Take up the earlier session if the server still has it, else make one; whether it is the earlier one.
+
+    A kill between an activation and its commit leaves an old nonce in the cursor. A server may then close the channel, and would
+    do so for ever: SessionRefused says that this session is not worth another try.
+    """
+    if session is None:
+        await link.open_session()
+        return False
+    try:
+        if await link.reopen_session(*session, policies):
+            return True
+        await link.open_session()
+    except (OSError, TimeoutError) as error:
+        raise SessionRefused("the server ended the connection over the earlier session") from error
+    return False
 
 
 def _load(access: Access) -> _Keys:

@@ -196,8 +196,9 @@ class Item:
     """The server has taken it."""
     fresh: bool = True
     """Its first notification is the present value, not a change."""
-    seen: tuple[int | None, Any] | None = None
-    """Source time and value of the last notification in this process: what the server repeats after a reconnect is not news."""
+    seen: tuple[int | None, Any, int] | None = None
+    """Source time, value and status of the last notification in this process. The same once more is no news: a server repeats its
+    present value in a new subscription, and node-opcua also after a transfer."""
     filtered_here: bool = False
     """The server cannot filter it: an absolute deadband is applied to what it sends."""
     passed: tuple[int, float] | None = None
@@ -218,9 +219,9 @@ def reading(item: Item, source: str, data_value: Any, now_us: int, known: dict[s
     value = raw if kind is bool or kind is int or (kind is str and len(raw) <= TEXT_CHARS_MAX) else plain(raw)
     source_us, server_us = time_us(data_value.SourceTimestamp), time_us(data_value.ServerTimestamp)
     initial, item.fresh = item.fresh, False
-    if initial and item.seen is not None and item.seen == (source_us, value):
+    if item.seen == (source_us, value, code) and (initial or source_us is not None):
         return None
-    item.seen = (source_us, value)
+    item.seen = (source_us, value, code)
     data = {**item.constants, "value": value, "status": _STATUS_NAMES.get(code) or status_name(code)}
     if code:
         data["status_code"] = code

@@ -17,7 +17,7 @@ async def main(url: str, store: Path) -> None:
     whole = b"\n".join(lines[:-1]) + b"\n" if len(lines) > 1 else b""
     store.write_bytes(whole)
     cursor = json.loads(lines[-2])["cursor"] if len(lines) > 1 else None
-    reader = Reader(config(url), cursor)
+    reader = Reader(config(url, sampling_interval_ms=0.0), cursor)
     with store.open("ab") as out:
         while True:
             try:

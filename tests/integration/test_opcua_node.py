@@ -1,0 +1,212 @@
+"""The OPC UA source against node-opcua, a server of another maker that behaves differently where it hurts."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.component import ConfigError
+from agent.sources.opcua_nodes import ConfigNode
+from agent.sources.opcua_tools import trust
+from tests.integration.opcua_line import Cable, Reader, config, free_port, node
+
+NODE = Path(__file__).parents[1] / "node"
+CYCLES = ConfigNode(node=node("Press.Cycles"), role="counter", sampling_interval_ms=0.0)
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """The npm packages of tests/node/package.json, installed once for as long as that file stays the same."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    wanted = (NODE / "package.json").read_bytes()
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "linewarden-tests"
+    folder = base / f"node-{hashlib.sha256(wanted).hexdigest()[:12]}"
+    if not (folder / "installed").exists():
+        import subprocess
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_bytes(wanted)
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=folder, check=True, timeout=280)
+        (folder / "installed").touch()
+    return folder / "node_modules"
+
+
+class NodeServer:
+    """The node-opcua process; commands go to its stdin, each answered by DONE."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.port = port
+        self.url = f"opc.tcp://127.0.0.1:{port}/press"
+        self._process = process
+
+    async def say(self, **command: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        await self.line("DONE")
+
+    async def line(self, wanted: str) -> None:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(60):
+            while (line := await self._process.stdout.readline()).decode().strip() != wanted:
+                assert line, "the server ended"
+
+
+@pytest.fixture
+async def server(node_modules: Path, tmp_path: Path) -> AsyncIterator[NodeServer]:
+    port, pipe = free_port(), asyncio.subprocess.PIPE
+    environment = os.environ | {"NODE_PATH": str(node_modules)}
+    program = ["node", str(NODE / "opcua_server.js"), str(port), str(tmp_path / "pki")]
+    process = await asyncio.create_subprocess_exec(
+        *program, env=environment, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+    )
+    running = NodeServer(process, port)
+    try:
+        await running.line("READY")
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def settings(url: str, **options: Any) -> Any:
+    return config(url, **({"nodes": (CYCLES,), "queue_size": 5_000} | options))
+
+
+async def test_a_cut_cable_loses_nothing_though_this_server_refuses_to_transfer_what_is_ours_already(
+    server: NodeServer,
+) -> None:
+    """A client that takes BadNothingToDo for a refusal deletes the subscription here, and loses what it held."""
+    async with Cable(server.port) as cable, Reader(settings(cable.url)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles") == [0])
+        for rounds in range(1, 5):
+            await server.say(count=50)
+            await cable.cut()
+            await server.say(count=25)
+            await asyncio.sleep(0.3)
+            await server.say(count=25)
+            await cable.plug()
+            await reader.until(lambda: reader.values("Press.Cycles")[-1] == rounds * 100)  # noqa: B023 - used in its turn
+    assert reader.values("Press.Cycles") == list(range(401))
+    assert reader.of_type("collection.gap") == []
+
+
+async def test_a_silent_line_loses_nothing(server: NodeServer) -> None:
+    async with Cable(server.port) as cable, Reader(settings(cable.url)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles") == [0])
+        cable.stall()
+        await server.say(count=200)
+        await reader.until(lambda: reader.errors, timeout_s=6)
+        cable.flow()
+        await reader.until(lambda: reader.values("Press.Cycles")[-1] == 200)
+    assert reader.values("Press.Cycles") == list(range(201))
+
+
+async def test_a_kill_is_followed_by_everything_that_was_not_durable(server: NodeServer, tmp_path: Path) -> None:
+    """The process dies for real, with messages taken and not acknowledged."""
+    store = tmp_path / "store"
+    program = [sys.executable, "-m", "tests.integration.opcua_collector", server.url, str(store)]
+    expected = 0
+    for pause in (0.0, 0.05, 0.4, 0.9):
+        process = await asyncio.create_subprocess_exec(*program, cwd=NODE.parents[1])
+        await server.say(count=100)
+        async with asyncio.timeout(30):
+            while not store.exists() or not store.read_bytes().endswith(b"\n"):  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
+        process.kill()
+        await process.wait()
+        await server.say(count=50)
+        expected += 150
+    cursor = json.loads(store.read_bytes().split(b"\n")[-2])["cursor"]
+    durable = [event for line in store.read_bytes().split(b"\n")[:-1] for event in json.loads(line)["events"]]
+    async with Reader(config(server.url, sampling_interval_ms=0.0), cursor) as reader:
+        await reader.until(lambda: (reader.values("Press.Cycles") or [0])[-1] == expected)
+    values = [event["data"]["value"] for event in durable if event["target"] == "Press.Cycles"] + reader.values(
+        "Press.Cycles"
+    )
+    gaps = [event for event in durable if event["type"] == "collection.gap"] + reader.of_type("collection.gap")
+    assert len(values) == len(set(values))
+    assert values == sorted(values)
+    assert gaps == []
+    assert values == list(range(values[0], expected + 1))
+
+
+async def test_a_kill_between_signing_in_and_the_commit_leaves_an_old_nonce_and_still_loses_nothing(
+    server: NodeServer, tmp_path: Path
+) -> None:
+    await trust(server.url, tmp_path / "agent" / "opcua")
+    secure = settings(server.url, security="Basic256Sha256/SignAndEncrypt", state_dir=str(tmp_path / "agent"))
+    async with Reader(secure) as first:
+        await first.until(lambda: first.values("Press.Cycles") == [0])
+        await server.say(count=20)
+        await first.until(lambda: first.values("Press.Cycles")[-1] == 20)
+    for _ in range(2):
+        await server.say(count=20)
+        killed = Reader(secure)
+        async with contextlib.aclosing(killed.source.batches(first.cursor)) as batches:
+            await anext(batches)  # signed in and read, and dies before the commit
+    async with Reader(secure, first.cursor) as last:
+        await server.say(count=20)
+        await last.until(lambda: last.values("Press.Cycles")[-1:] == [80])
+    assert first.values("Press.Cycles") + last.values("Press.Cycles") == list(range(81))
+    assert last.of_type("collection.gap") == []
+
+
+async def test_its_limits_are_honoured_over_a_trusted_encrypted_connection_with_a_password(
+    server: NodeServer, tmp_path: Path
+) -> None:
+    """telegraf#14568: a thousand nodes in one request is an EOF. Twenty items a call here, fifty reads, ten browses."""
+    (tmp_path / "password").write_text("press-cell-4")
+    await trust(server.url, tmp_path / "agent" / "opcua")
+    nodes = tuple(node(f"Many.{number}") for number in range(100))
+    options = {"security": "Basic256Sha256/SignAndEncrypt", "state_dir": str(tmp_path / "agent"), "user": "agent"}
+    async with Reader(settings(server.url, nodes=nodes, password_file=str(tmp_path / "password"), **options)) as reader:
+        await reader.until(lambda: len(reader.events) == 100)
+    assert reader.report.trouble == {}
+    assert {event.data["value"] for event in reader.events} == set(range(100))
+
+
+async def test_its_sentinel_time_is_not_taken_for_a_time(server: NodeServer) -> None:
+    async with Reader(settings(server.url)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles"))
+        await server.say(count=1)
+        await reader.until(lambda: reader.values("Press.Cycles") == [0, 1])
+    for event in reader.events:
+        assert event.data.get("server_time_us", event.observed) < event.observed + 60_000_000
+
+
+async def test_a_queue_that_overflows_says_so(server: NodeServer) -> None:
+    async with Reader(settings(server.url, queue_size=10, publishing_interval_ms=500.0)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles") == [0])
+        await server.say(count=200)
+        await reader.until(lambda: reader.values("Press.Cycles")[-1] == 200)
+    (gap,) = reader.of_type("collection.gap")
+    assert gap.data["nodes"] == ["Press.Cycles"]
+    assert any(event.data.get("status_code", 0) & 0x480 == 0x480 for event in reader.events)
+
+
+async def test_a_wrong_password_that_it_audits_not_is_counted_by_its_diagnostics(
+    server: NodeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sources.opcua_watch.DIAGNOSTICS_POLL_S", 0.2)
+    (tmp_path / "password").write_text("wrong")
+    await trust(server.url, tmp_path / "agent" / "opcua")
+    options = {"security": "Basic256Sha256/SignAndEncrypt", "state_dir": str(tmp_path / "agent"), "user": "agent"}
+    async with Reader(settings(server.url, audit=True, alarms=True)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles"))
+        await server.say(count=1)
+        await reader.until(lambda: (reader.cursor or {})["counters"] or reader.of_type("authentication.session.opened"))
+        with pytest.raises(ConfigError, match="user"):
+            await Reader(settings(server.url, password_file=str(tmp_path / "password"), **options)).run_once()
+        await reader.until(lambda: reader.of_type("authentication.session.rejected"))
+    assert reader.connections == 1
