@@ -16,7 +16,8 @@ from agent.wire.event import Event
 
 _REPEATED = re.compile(r"message repeated (\d{1,9}) times?: \[ ?(.*?)\]?$", re.DOTALL)
 _REFUSED = re.compile(
-    r"(.{15}|[0-9]{4}-[^ ]+) ([^ ]+) (sshd(?:-session)?)\[([0-9]{1,10})\]: Failed ([a-z-]+) for (invalid user )?([^ ]+) from ([0-9a-f:.]+) port ([0-9]{1,5}) ssh2$",
+    r"(.{15}|[0-9]{4}-[^ ]+) ([^ ]+) (sshd(?:-session)?)\[([0-9]{1,10})\]: Failed ([a-z-]+) for "
+    r"(invalid user )?([^ ]+) from ([0-9a-f:.]+) port ([0-9]{1,5}) ssh2$",
     re.ASCII,
 )
 """The line that a brute force attack writes by the million, whole, in one match. Whatever looks a little different goes the general way."""
@@ -40,7 +41,13 @@ class AuthParser:
         self._clock = Clock(context.zone)
 
     def parse(
-        self, lines: Sequence[str], *, observed_us: int, reference_us: int, memory: Memory, final: bool = False
+        self,
+        lines: Sequence[str],
+        *,
+        observed_us: int,
+        reference_us: int,
+        memory: Memory,  # noqa: ARG002  # a line stands alone: nothing to remember,
+        final: bool = False,  # noqa: ARG002  # and nothing to wait for
     ) -> tuple[list[Event], int]:
         known, source, keep_raw = self._clock.seen(reference_us).get, self._source, self._keep_raw
         refused, one = _REFUSED.match, self._one

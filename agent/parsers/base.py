@@ -20,7 +20,7 @@ from agent.wire.taxonomy import default_severity
 EVENTS_MAX = 4_096
 """A call of `parse` stops after the line that takes it past this many events; the lines that remain are fed again."""
 REPEATS_MAX = 1_000
-"""`message repeated N times` becomes at most this many events; the last one has the number of the others in `data.repeats_unexpanded`."""
+"""`message repeated N times` becomes at most this many events; the last has the number of the others in `data.repeats_unexpanded`."""
 DAY_US = 86_400_000_000
 
 Memory = dict[str, Any]
@@ -49,8 +49,8 @@ class Parser(Protocol):
         """The events of the first `n` lines, and `n`.
 
         Lines that are not consumed are fed again, with what follows them: a record that is not whole yet, or what was over EVENTS_MAX.
-        With `final` nothing more will follow, so at least one line is consumed. `reference_us` is a moment that no line is much later than: it
-        gives a date without a year its year.
+        With `final` nothing more will follow, so at least one line is consumed. `reference_us` is a moment that no line is much later
+        than: it gives a date without a year its year.
         """
         ...
 

@@ -133,7 +133,8 @@ class Script:
 class LogWriter:
     """Appends lines to a file and rotates it as logrotate would.
 
-    `rotate_lines`: rotate after this many lines; 0: never. `keep`: rotated files kept beside it. `classic`: `Mon DD HH:MM:SS`, else RFC 3339.
+    `rotate_lines`: rotate after this many lines; 0: never. `keep`: rotated files kept beside it. `classic`: write times as
+    `Mon DD HH:MM:SS`, else as RFC 3339.
     """
 
     def __init__(

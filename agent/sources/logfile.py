@@ -243,8 +243,7 @@ class LogSource:
         if isinstance(block, OSError):
             self._unreadable(tail, block)
             return
-        if tail.fault:
-            tail.fault = False
+        if tail.path in self._report.trouble:
             self._report.ok(tail.path)
         if tail.gap is not None:
             events.append(self._gap(tail.gap))
@@ -262,9 +261,8 @@ class LogSource:
         text = f"{tail.path}: {error.strerror or error}"
         if isinstance(error, PermissionError):
             text += "; add the agent's user to the group that may read it"
-        if not tail.fault:
+        if self._report.trouble.get(tail.path) != text:
             self._report.fault(text, tail.path)
-        tail.fault = True
 
     def _lines(self, tail: Tail, block: Block, events: list[Event]) -> None:
         data = block.data
