@@ -416,17 +416,102 @@ def _decode_head(data: Any, reason: str) -> Published:
             f"the server sent a publish response that cannot be read at all ({type(error).__name__})"
         ) from error
     header.ServiceResult.check()
-    return Published(subscription_id, sequence, None, available, reason[:200])
+    return _lenient(subscription_id, sequence, available, data, reason)
 
 
 def decode_republish(subscription_id: int, sequence: int, data: Any) -> Published | None:
     """A RepublishResponse. asyncua's server answers with an empty message where the standard wants BadMessageNotAvailable."""
     try:
-        response = ua_binary.struct_from_binary(ua.RepublishResponse, data)
+        response = ua_binary.struct_from_binary(ua.RepublishResponse, data.copy())
     except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
-        return Published(subscription_id, sequence, None, [], f"{type(error).__name__}: {error}"[:200])
+        with suppress(Exception):
+            ua_binary.nodeid_from_binary(data)
+            ua_binary.struct_from_binary(ua.ResponseHeader, data)
+            data.skip(4)  # its sequence number: we asked for it
+        return _lenient(subscription_id, sequence, [], data, f"{type(error).__name__}: {error}")
     response.ResponseHeader.ServiceResult.check()
     message = response.NotificationMessage
     if not message.NotificationData:
         return None
     return Published(subscription_id, message.SequenceNumber, message.NotificationData, [])
+
+
+def _lenient(subscription_id: int, sequence: int, available: list[int], data: Any, reason: str) -> Published:
+    """What can be had of a message that asyncua cannot decode; nothing but its number where that fails too."""
+    try:
+        return Published(subscription_id, sequence, _lenient_notifications(data), available)
+    except Exception:  # noqa: BLE001 - a decoder of foreign bytes raises anything
+        return Published(subscription_id, sequence, None, available, reason[:200])
+
+
+def _lenient_notifications(data: Any) -> list[Any]:
+    """Notifications with a field that asyncua cannot decode: that field becomes a text that says so, and nothing else is lost.
+
+    Such a field is a structure (asyncua has SessionSecurityDiagnosticsDataType wrong, for one), and a structure carries its length.
+    """
+    primitives: Any = ua_binary.Primitives
+    primitives.DateTime.unpack(data)
+    names = ua.ObjectIds
+    notifications: list[Any] = []
+    for _ in range(primitives.Int32.unpack(data)):
+        kind, body = _extension(data)
+        if kind.Identifier == names.DataChangeNotification_Encoding_DefaultBinary:
+            items = [_lenient_item(body) for _ in range(primitives.Int32.unpack(body))]
+            notifications.append(ua.DataChangeNotification(MonitoredItems=items))
+        elif kind.Identifier == names.EventNotificationList_Encoding_DefaultBinary:
+            events = [_lenient_event(body) for _ in range(primitives.Int32.unpack(body))]
+            notifications.append(ua.EventNotificationList(Events=events))
+        elif kind.Identifier == names.StatusChangeNotification_Encoding_DefaultBinary:
+            notifications.append(ua_binary.struct_from_binary(ua.StatusChangeNotification, body))
+    return notifications
+
+
+def _extension(data: Any) -> tuple[Any, Any]:
+    """The type and the bytes of a structure, stepping over it."""
+    kind = ua_binary.nodeid_from_binary(data)
+    if not ord(data.read(1)) & 1:
+        return kind, data.copy(0)
+    primitives: Any = ua_binary.Primitives
+    length = max(0, primitives.Int32.unpack(data))
+    body = data.copy(length)
+    data.skip(length)
+    return kind, body
+
+
+def _lenient_event(data: Any) -> Any:
+    primitives: Any = ua_binary.Primitives
+    handle = primitives.UInt32.unpack(data)
+    fields = [_lenient_variant(data) for _ in range(primitives.Int32.unpack(data))]
+    return ua.EventFieldList(ClientHandle=handle, EventFields=fields)
+
+
+def _lenient_item(data: Any) -> Any:
+    primitives: Any = ua_binary.Primitives
+    handle, mask = primitives.UInt32.unpack(data), ord(data.read(1))
+    value = _lenient_variant(data) if mask & 0x01 else None
+    status = ua.StatusCode(primitives.UInt32.unpack(data)) if mask & 0x02 else ua.StatusCode()
+    times = []
+    for present, fraction in ((0x04, 0x10), (0x08, 0x20)):
+        times.append(primitives.DateTime.unpack(data) if mask & present else None)
+        if mask & fraction:
+            primitives.UInt16.unpack(data)
+    whole = ua.DataValue(Value=value, StatusCode=status, SourceTimestamp=times[0], ServerTimestamp=times[1])
+    return ua.MonitoredItemNotification(ClientHandle=handle, Value=whole)
+
+
+def _lenient_variant(data: Any) -> Any:
+    ahead = data.copy()
+    try:
+        variant = ua_binary.variant_from_binary(ahead)
+    except Exception:
+        encoding = ord(data.read(1))
+        if encoding & 0x3F != ua.VariantType.ExtensionObject.value:
+            raise
+        primitives: Any = ua_binary.Primitives
+        count = primitives.Int32.unpack(data) if encoding & 0x80 else 1
+        kinds = [_extension(data)[0].to_string() for _ in range(count)]
+        if encoding & 0x40:
+            ua_binary.unpack_uatype_array(ua.VariantType.Int32, data)
+        return ua.Variant(f"a structure that cannot be decoded ({', '.join(kinds[:3])})")
+    data.skip(len(data) - len(ahead))
+    return variant

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import struct
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -140,9 +141,54 @@ def publish_response(values: list[Any], sequence: int = 9) -> bytes:
 def test_of_a_publish_that_cannot_be_decoded_subscription_and_number_are_known() -> None:
     whole = publish_response([1.5, "text"])
     assert decode_publish(Buffer(whole)).notifications is not None
-    damaged = decode_publish(Buffer(whole[:-6]))
+    damaged = decode_publish(Buffer(whole[:-30]))
     assert (damaged.subscription_id, damaged.sequence, damaged.notifications) == (5, 9, None)
     assert damaged.reason
+
+
+def undecodable() -> Any:
+    """What open62541 puts into OldValue, and asyncua's definition of that structure cannot read."""
+    kind = ua.NodeId(ua.ObjectIds.SessionSecurityDiagnosticsDataType_Encoding_DefaultBinary)
+    return ua.Variant(ua.ExtensionObject(TypeId=kind, Body=b"\x01\x02\x03"), ua.VariantType.ExtensionObject)
+
+
+def message_with_undecodable_fields() -> Any:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    fields = [
+        [ua.Variant("first"), undecodable(), ua.Variant(3)],
+        [ua.Variant("second"), ua.Variant(None), ua.Variant(4)],
+    ]
+    events = ua.EventNotificationList(Events=[ua.EventFieldList(ClientHandle=1, EventFields=each) for each in fields])
+    values = [
+        ua.DataValue(each, SourceTimestamp=moment, ServerTimestamp=moment) for each in (undecodable(), ua.Variant(7.5))
+    ]
+    data = ua.DataChangeNotification(
+        MonitoredItems=[ua.MonitoredItemNotification(ClientHandle=2, Value=each) for each in values]
+    )
+    return ua.NotificationMessage(SequenceNumber=9, NotificationData=[events, data])
+
+
+@pytest.mark.parametrize("republished", [False, True])
+def test_a_field_that_cannot_be_decoded_costs_itself_and_no_other_event(republished: bool) -> None:
+    if republished:
+        response = ua.RepublishResponse(NotificationMessage=message_with_undecodable_fields())
+        published = decode_republish(5, 9, Buffer(ua_binary.struct_to_binary(response)))
+    else:
+        parameters = ua.PublishResult(SubscriptionId=5, NotificationMessage=message_with_undecodable_fields())
+        published = decode_publish(Buffer(ua_binary.struct_to_binary(ua.PublishResponse(Parameters=parameters))))
+    assert published is not None
+    assert (published.subscription_id, published.sequence, published.reason) == (5, 9, "")
+    assert published.notifications is not None
+    came = [[field.Value for field in each.EventFields] for each in published.notifications[0].Events]
+    assert came[1] == ["second", None, 4]
+    assert (came[0][0], came[0][2]) == ("first", 3)
+    assert "cannot be decoded" in came[0][1]
+    last = published.notifications[1].MonitoredItems[1]
+    assert (last.ClientHandle, last.Value.Value.Value, last.Value.SourceTimestamp) == (
+        2,
+        7.5,
+        datetime(2026, 1, 1, tzinfo=UTC),
+    )
 
 
 @given(st.binary(max_size=200))
