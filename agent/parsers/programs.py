@@ -1,9 +1,8 @@
 """What is known of the messages of programs, by the name that they log under. Adding a family: its file, and its line here."""
 
-from agent.parsers import logins
+from agent.parsers import accounts, logins, system
 from agent.parsers.base import Reader
 
-PROGRAMS: dict[str, Reader] = {**logins.PROGRAMS}
+PROGRAMS: dict[str, Reader] = {**system.PROGRAMS, **accounts.PROGRAMS, **logins.PROGRAMS}
 OTHER: Reader = logins.OTHER
-
-__all__ = ["OTHER", "PROGRAMS", "Reader"]
+"""For every other program: PAM speaks with the name of whoever called it."""
