@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_log = logging.getLogger("linewarden.collector")
+
 DONE, FAILED, WRONG = 0, 1, 2
 KEEP_ALIVE_S = 75
 BACKLOG = 1_024
@@ -241,13 +243,29 @@ def _uvicorn(settings: Settings, app: Litestar) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling systemd when it listens and when it stops."""
+    """uvicorn, telling systemd when it listens and when it stops; SIGHUP reads the certificate again."""
 
     async def startup(self, sockets: Any = None) -> None:
         """Bind, then say so."""
         await super().startup(sockets)
         if self.started:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
             notify(READY="1", STATUS="listening")
+
+    def _reload(self) -> None:
+        """Connections made from here on see the new certificate. A bad one leaves the old one in place, and says so."""
+        config = self.config
+        if config.ssl is None or config.ssl_certfile is None:
+            _log.info("SIGHUP: no certificate to read again; other settings need a restart")
+            return
+        try:
+            # Tried on a context of its own first: a failure half-way would leave certificate and key that do not fit.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+            config.ssl.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        except (ssl.SSLError, OSError) as error:
+            _log.error("SIGHUP: the certificate cannot be used, the old one stays: %s", error)
+        else:
+            _log.info("SIGHUP: certificate read again")
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Say so, then end what runs."""

@@ -45,7 +45,8 @@ class Server(_Section):
     allow_plaintext: bool = False
     request_bytes_max: Annotated[int, Field(ge=65_536, le=1_073_741_824)] = 16 * 1024 * 1024
     request_open_bytes_max: Annotated[int, Field(ge=8_388_608, le=8_589_934_592)] = 256 * 1024 * 1024
-    concurrent_max: Annotated[int, Field(ge=1, le=10_000)] = 32
+    bodies_bytes_max: Annotated[int, Field(ge=65_536, le=68_719_476_736)] = 256 * 1024 * 1024
+    concurrent_max: Annotated[int, Field(ge=1, le=10_000)] = 8
     body_s_max: Annotated[float, Field(gt=0, le=3_600)] = 60.0
     shutdown_s_max: Annotated[int, Field(ge=1, le=600)] = 20
 
@@ -65,6 +66,7 @@ class Server(_Section):
         return Limits(
             request_bytes_max=self.request_bytes_max,
             request_open_bytes_max=self.request_open_bytes_max,
+            bodies_bytes_max=self.bodies_bytes_max,
             concurrent_max=self.concurrent_max,
             body_s_max=self.body_s_max,
         )

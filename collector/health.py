@@ -142,7 +142,7 @@ def _lines(ingest: Ingest, condition: Condition) -> Iterable[str]:
     yield from _metric(
         "store_seconds_total", "counter", "Time spent on accepted requests", [("", round(counts.seconds, 6))]
     )
-    yield from _metric("requests_working", "gauge", "Requests in work now", [("", ingest.working)])
+    yield from _metric("held_bytes", "gauge", "Bytes of requests in work now", [("", ingest.held_bytes)])
     yield from _metric(
         "ready", "gauge", "Whether the database was reached and is migrated", [("", int(condition.ready))]
     )

@@ -20,8 +20,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -49,6 +49,7 @@ _log = logging.getLogger("linewarden.collector.ingest")
 CONTENT_TYPE = "application/vnd.linewarden.batches"
 STATUS_CHARS_MAX = 4_096
 VERSION_CHARS_MAX = 64
+WAIT_S_MAX = 10.0
 WINDOW_BYTES_MAX = 2**27
 """Window of a compressed request: zstd's own limit for level 19 and below."""
 
@@ -60,14 +61,16 @@ class Limits:
     request_bytes_max       a request, as sent and decompressed; longer is 413
     request_open_bytes_max  the sections of its frames, decompressed; more is 413. They are opened a few at a time
     request_frames_max      frames in a request; more is 413
-    concurrent_max          requests in work; one more is 503 at once
+    bodies_bytes_max        all requests that are coming in or waiting, together; beyond it one is 503 at once
+    concurrent_max          requests being stored; more wait for at most WAIT_S_MAX, then 503
     body_s_max              a request that takes longer to come in is 408
     """
 
     request_bytes_max: int = 16 * 1024 * 1024
     request_open_bytes_max: int = 256 * 1024 * 1024
     request_frames_max: int = 65_536
-    concurrent_max: int = 32
+    bodies_bytes_max: int = 256 * 1024 * 1024
+    concurrent_max: int = 8
     body_s_max: float = 60.0
 
 
@@ -76,7 +79,7 @@ class Counts:
     """Counters since the start, for /metrics."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    """Requests by outcome: stored, missing, forked, malformed, toolarge, busy, unavailable, forbidden."""
+    """Requests by outcome: stored, missing, forked, malformed, toolarge, slow, busy, unavailable, agent (another's key)."""
     batches: Counter[str] = field(default_factory=Counter)
     """Batches of accepted requests: new, again."""
     events: int = 0
@@ -137,20 +140,54 @@ class Ingest:
     database: Database
     limits: Limits
     counts: Counts = field(default_factory=Counts)
-    working: int = 0
+    held_bytes: int = 0
+    """Bodies that are coming in, waiting or being stored."""
+    _slots: asyncio.Semaphore = field(init=False)
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """A place among the requests in work. Raises Problem 503 where there is none."""
-        if self.working >= self.limits.concurrent_max:
-            self.counts.outcomes["busy"] += 1
-            text = f"{self.limits.concurrent_max} requests are being stored; come again"
-            raise Problem(503, text, code="busy", headers={"Retry-After": "1"})
-        self.working += 1
+    def __post_init__(self) -> None:
+        self._slots = asyncio.Semaphore(self.limits.concurrent_max)
+
+    def busy(self, text: str) -> Problem:
+        """Too much at once."""
+        self.counts.outcomes["busy"] += 1
+        return Problem(503, f"{text}; come again", code="busy", headers={"Retry-After": "1"})
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """A place among the requests being stored. Raises Problem where none comes free in time."""
+        try:
+            await asyncio.wait_for(self._slots.acquire(), WAIT_S_MAX)
+        except TimeoutError:
+            raise self.busy(f"{self.limits.concurrent_max} requests are being stored") from None
         try:
             yield
         finally:
-            self.working -= 1
+            self._slots.release()
+
+    @asynccontextmanager
+    async def body(self, request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+        """The request's body, held within the bounds. Raises Problem."""
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            try:
+                async with asyncio.timeout(self.limits.body_s_max):
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        self.held_bytes += len(chunk)
+                        if size > self.limits.request_bytes_max:
+                            raise _too_large(f"The request has more than {self.limits.request_bytes_max} bytes")
+                        if self.held_bytes > self.limits.bodies_bytes_max:
+                            raise self.busy(f"requests of {self.held_bytes} bytes are in work")
+                        chunks.append(chunk)
+            except TimeoutError:
+                text = f"The request did not come in within {self.limits.body_s_max:g} s"
+                raise Problem(408, text, code="slow") from None
+            body = b"".join(chunks)
+            chunks.clear()
+            yield body
+        finally:
+            self.held_bytes -= size
 
     async def take(self, request: Sent, key: keys.Key) -> Acknowledged:
         """Store a request. Raises Problem, StoreUnavailable."""
@@ -164,7 +201,6 @@ class Ingest:
                 await self._tell_fork(agent_id, refused)
             raise _conflict(refused) from None
         except batches.BadFrame as bad:
-            self.counts.outcomes["malformed"] += 1
             raise _malformed(str(bad), request.frames.index(bad.frame), None, bad.frame) from None
         except StoreUnavailable:
             self.counts.outcomes["unavailable"] += 1
@@ -186,7 +222,6 @@ class Ingest:
             async with self.database.connection() as connection:
                 bound = await keys.bind(connection, key.key_id, agent_id)
         if bound != agent_id or agent_id == batches.CENTRE:
-            self.counts.outcomes["forbidden"] += 1
             text = f"Key {key.prefix} belongs to agent {bound}, the batches to {agent_id}. Each agent needs a key of its own"
             raise Problem(403, text, code="agent")
         return agent_id
@@ -446,21 +481,6 @@ def _clock_offset_us(request: Request[Any, Any, Any]) -> int | None:
     return offset if abs(offset) < 2**62 else None
 
 
-async def _read(request: Request[Any, Any, Any], limits: Limits) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(limits.body_s_max):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limits.request_bytes_max:
-                    raise _too_large(f"The request has more than {limits.request_bytes_max} bytes")
-                chunks.append(chunk)
-    except TimeoutError:
-        raise Problem(408, f"The request did not come in within {limits.body_s_max:g} s", code="slow") from None
-    return b"".join(chunks)
-
-
 def _opened(body: bytes, encoding: str, limits: Limits) -> tuple[UUID | None, list[Frame]]:
     if encoding == "zstd":
         body = decompressed(body, limits.request_bytes_max)
@@ -491,16 +511,15 @@ async def post_batches(request: Request[Any, Any, Any], state: State) -> Acknowl
     if encoding not in ("identity", "zstd"):
         raise Problem(415, f"Content-Encoding {encoding[:40]!r} is not known here; use zstd or none", code="encoding")
     offset_us = _clock_offset_us(request)
-    with ingest.slot():
-        try:
-            body = await _read(request, ingest.limits)
+    version, status = _note(request, "linewarden-version", VERSION_CHARS_MAX), _status(request)
+    try:
+        async with ingest.body(request) as body, ingest.slot():
             inline = len(body) <= INLINE_BYTES_MAX and encoding == "identity"
             opened = (body, encoding, ingest.limits)
             agent_id, frames = _opened(*opened) if inline else await asyncio.to_thread(_opened, *opened)
-        except Problem as problem:
+            ingest.counts.bytes += len(body)
+            return await ingest.take(Sent(agent_id, frames, version, offset_us, status), caller.key)
+    except Problem as problem:
+        if problem.code not in ("busy", "missing", "forked"):  # counted where they arise
             ingest.counts.outcomes[problem.code] += 1
-            raise
-        ingest.counts.bytes += len(body)
-        del body
-        version = _note(request, "linewarden-version", VERSION_CHARS_MAX)
-        return await ingest.take(Sent(agent_id, frames, version, offset_us, _status(request)), caller.key)
+        raise

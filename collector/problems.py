@@ -64,7 +64,10 @@ def of_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     members: dict[str, Any] = {}
     detail = error.detail
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
-        members["errors"] = [{"key": item.get("key", ""), "message": item.get("message", "")} for item in error.extra]
+        # An argument that would hide a name of Python's is written with a _ behind: `from_` is the parameter `from`.
+        members["errors"] = [
+            {"key": item.get("key", "").rstrip("_"), "message": item.get("message", "")} for item in error.extra
+        ]
         detail = "; ".join(f"{item['key']}: {item['message']}" for item in members["errors"]) or detail
     return _answer(Problem(error.status_code, detail, headers=dict(error.headers or {}), **members))
 

@@ -222,10 +222,10 @@ Format = Literal["json", "ndjson", "csv"]
 
 async def provide_filter(
     request: Request[Any, Any, Any],
-    begin: Annotated[
+    from_: Annotated[
         datetime | None, QueryParameter(name="from", description="Time of the event, inclusive, RFC 3339")
     ] = None,
-    end: Annotated[
+    to: Annotated[
         datetime | None, QueryParameter(name="to", description="Time of the event, exclusive, RFC 3339")
     ] = None,
     agent: Annotated[list[UUID] | None, QueryParameter(name="agent")] = None,
@@ -260,8 +260,8 @@ async def provide_filter(
     if severity_in and not all(1 <= value <= 6 for value in severity_in):  # noqa: PLR2004
         raise Problem(400, "severity_in: severities are 1 … 6", code="filter")
     return Filter(
-        begin=_utc(begin),
-        end=_utc(end),
+        begin=_utc(from_),
+        end=_utc(to),
         agents=_many("agent", agent),
         sites=_many("site", site),
         lines=_many("line", line),

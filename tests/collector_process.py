@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class Collector:
     def __init__(self, dsn: str, **environment: str) -> None:
         self.dsn = dsn
         self.port = free_port()
+        self.scheme = "http"
         self._environment = {f"LINEWARDEN_COLLECTOR__{key}": value for key, value in environment.items()}
         self._process: subprocess.Popen[bytes] | None = None
         self._log = bytearray()
@@ -60,7 +62,7 @@ class Collector:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -74,11 +76,13 @@ class Collector:
             "LINEWARDEN_COLLECTOR__SERVER__LISTEN": f"127.0.0.1:{self.port}",
             **self._environment,
         }
-        import tempfile
-
         self._log_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "collector.cli", "serve"], cwd=ROOT, env=env, stdout=self._log_file, stderr=self._log_file
+            [sys.executable, "-m", "collector.cli", "serve"],
+            cwd=ROOT,
+            env=env,
+            stdout=self._log_file,
+            stderr=self._log_file,
         )
         poll_until(lambda: self._answers(ready=ready), within_s=START_S_MAX, why="the collector does not answer")
         return self
@@ -88,7 +92,7 @@ class Collector:
         if self._process.poll() is not None:
             raise AssertionError(f"the collector ended with {self._process.returncode}:\n{self.log}")
         try:
-            status = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code
+            status = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False, verify=False).status_code
         except httpx.HTTPError:
             return False
         return status == 200 or not ready
@@ -122,7 +126,9 @@ class Collector:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is not None:
             self.stop()
 
@@ -158,7 +164,9 @@ class Chain:
         """The next batch; with `gap` it stands for so many lost ones."""
         return self.seal_lines(*encode_lines(events), gap=gap, last=last)
 
-    def seal_lines(self, core: Sequence[bytes], personal: Sequence[bytes], *, gap: int = 0, last: str = "f" * 64) -> Sealed:
+    def seal_lines(
+        self, core: Sequence[bytes], personal: Sequence[bytes], *, gap: int = 0, last: str = "f" * 64
+    ) -> Sealed:
         no = self.no + 1
         sealed = seal(
             core,

@@ -1,13 +1,25 @@
 """A real PostgreSQL for the tests: one server a session, a fresh database a test. Registered in conftest.py."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from agent.simulator.postgres import Postgres
 
-__all__ = ["Postgres", "dsn", "own_postgres", "postgres"]
+__all__ = ["Postgres", "connected", "dsn", "own_postgres", "postgres"]
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+    """A connection, closed at the end."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,14 @@ import asyncpg
 from agent.wire.batch import GENESIS, Frame, MalformedBatch
 from collector.store import keys
 from collector.store.database import Database
-from collector.store.rows import COLUMNS, Rows, rows_of
+from collector.store.rows import COLUMNS, COPY_HEAD, COPY_TAIL, Rows, rows_of
 
 if TYPE_CHECKING:
     from collector.store.database import Connection
 
 CENTRE = UUID(int=0)
 """The agent under which the centre stores events of its own."""
-CHUNK_EVENTS_MAX = 8_192
+CHUNK_EVENTS_MAX = 4_096
 """So many events are decoded at once: bounds memory, and lets the next ones be decoded while these are copied."""
 
 Stream = tuple[UUID, int]
@@ -130,65 +130,15 @@ class Transaction:
         row = await self._connection.fetchrow(_NUMBERS, len(frames))
         if row is None:
             raise asyncpg.InterfaceError("no answer")
-        received, numbers = row["received"], row["numbers"]
-        total = 0
-        upcoming = list(_chunks(frames))
-        opened = asyncio.to_thread(self._open, frames, *upcoming[0], numbers, place_id, received, careful)
-        task = asyncio.create_task(opened)
+        received = row["received"]
+        chunks = _Chunks(self._agent_id, frames, row["numbers"], place_id, received, careful=careful)
         try:
-            for following in [*upcoming[1:], None]:
-                rows = await task
-                if following is not None:
-                    # The next chunk is decoded while PostgreSQL takes this one.
-                    opened = asyncio.to_thread(self._open, frames, *following, numbers, place_id, received, careful)
-                    task = asyncio.create_task(opened)
-                total += await self._copy(rows, received)
-        finally:
-            # A thread cannot be stopped: its answer is awaited and dropped.
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()
-        return Stored(total, received)
-
-    def _open(  # called by position through to_thread
-        self,
-        frames: Sequence[Frame],
-        first: int,
-        end: int,
-        numbers: Sequence[int],
-        place_id: int,
-        received: datetime,
-        careful: bool,  # noqa: FBT001
-    ) -> list[tuple[int, Frame, Rows]]:  # fmt: skip
-        opened = []
-        for index in range(first, end):
-            frame = frames[index]
-            try:
-                rows = rows_of(
-                    frame,
-                    batch_id=numbers[index],
-                    place_id=place_id,
-                    received=received,
-                    agent_id=self._agent_id,
-                    buffer_id=UUID(frame.header.buffer),
-                    careful=careful,
-                )
-            except MalformedBatch as error:
-                raise BadFrame(frame, str(error)) from None
-            opened.append((numbers[index], frame, rows))
-        return opened
-
-    async def _copy(self, opened: Sequence[tuple[int, Frame, Rows]], received: datetime) -> int:
-        events = [row for _, _, rows in opened for row in rows.events]
-        await self._into("security_events", COLUMNS, events)
-        await self._into("evidence", _EVIDENCE, [self._evidence(*item, received) for item in opened])
-        if gaps := [gap for item in opened for gap in self._gaps(*item, received)]:
-            await self._into("gaps", _GAPS, gaps)
-        return len(events)
-
-    async def _into(self, table: str, columns: Sequence[str], records: Sequence[tuple[Any, ...]]) -> None:
-        try:
-            await self._connection.copy_records_to_table(table, columns=columns, records=records)
+            await self._connection.copy_to_table(
+                "security_events", columns=COLUMNS, format="binary", source=chunks.binary()
+            )
+            await self._into("evidence", _EVIDENCE, [self._evidence(*item, received) for item in chunks.opened])
+            if gaps := [gap for item in chunks.opened for gap in self._gaps(*item, received)]:
+                await self._into("gaps", _GAPS, gaps)
         except (
             asyncpg.DataError,
             asyncpg.StatementTooComplexError,
@@ -196,6 +146,10 @@ class Transaction:
             UnicodeError,
         ) as error:
             raise Unstorable(str(error)) from error
+        return Stored(sum(summary.events for _, _, summary in chunks.opened), received)
+
+    async def _into(self, table: str, columns: Sequence[str], records: Sequence[tuple[Any, ...]]) -> None:
+        await self._connection.copy_records_to_table(table, columns=columns, records=records)
 
     def _evidence(self, batch_id: int, frame: Frame, rows: Rows, received: datetime) -> tuple[Any, ...]:
         h = frame.header
@@ -255,6 +209,69 @@ class Transaction:
         return added is not None
 
 
+class _Chunks:
+    """Frames opened a few at a time, in a thread, one chunk ahead of what PostgreSQL is being sent: bounds memory, keeps both busy."""
+
+    def __init__(
+        self,
+        agent_id: UUID,
+        frames: Sequence[Frame],
+        numbers: Sequence[int],
+        place_id: int,
+        received: datetime,
+        *,
+        careful: bool,
+    ) -> None:
+        self._agent_id = agent_id
+        self._frames = frames
+        self._numbers = numbers
+        self._place_id = place_id
+        self._received = received
+        self._careful = careful
+        self.opened: list[tuple[int, Frame, Rows]] = []
+        """What was sent so far: the rows' own bytes are let go."""
+
+    async def binary(self) -> AsyncIterator[bytes]:
+        """The body of a COPY. Raises BadFrame."""
+        yield COPY_HEAD
+        bounds = list(_bounds(self._frames))
+        task = asyncio.create_task(asyncio.to_thread(self._open, *bounds[0]))
+        try:
+            for following in [*bounds[1:], None]:
+                body, opened = await task
+                if following is not None:
+                    task = asyncio.create_task(asyncio.to_thread(self._open, *following))
+                self.opened += opened
+                yield body
+        finally:
+            # A thread cannot be stopped: its answer is awaited and dropped.
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+        yield COPY_TAIL
+
+    def _open(self, first: int, end: int) -> tuple[bytes, list[tuple[int, Frame, Rows]]]:
+        bodies: list[bytes] = []
+        opened: list[tuple[int, Frame, Rows]] = []
+        for index in range(first, end):
+            frame, number = self._frames[index], self._numbers[index]
+            try:
+                rows = rows_of(
+                    frame,
+                    batch_id=number,
+                    place_id=self._place_id,
+                    received=self._received,
+                    agent_id=self._agent_id,
+                    buffer_id=UUID(frame.header.buffer),
+                    careful=self._careful,
+                )
+            except MalformedBatch as error:
+                raise BadFrame(frame, str(error)) from None
+            bodies.append(rows.binary)
+            opened.append((number, frame, rows._replace(binary=b"")))
+        return b"".join(bodies), opened
+
+
 @contextlib.asynccontextmanager
 async def transaction(database: Database, agent_id: UUID) -> AsyncIterator[Transaction]:
     """A transaction for one agent's request; committed at the end, rolled back where anything is raised."""
@@ -269,7 +286,7 @@ async def centre_buffer(database: Database) -> UUID:
         return found
 
 
-def _chunks(frames: Sequence[Frame]) -> Iterable[tuple[int, int]]:
+def _bounds(frames: Sequence[Frame]) -> Iterable[tuple[int, int]]:
     first, events = 0, 0
     for index, frame in enumerate(frames):
         if events and events + frame.header.events > CHUNK_EVENTS_MAX:

@@ -54,9 +54,8 @@ _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
 )
+_NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 
 
 def first_line(error: BaseException) -> str:
@@ -72,6 +71,8 @@ def translated() -> Iterator[None]:
         yield
     except _REFUSED as error:
         raise StoreMisconfigured(f"PostgreSQL refuses: {first_line(error)}") from error
+    except _NOT_MIGRATED as error:
+        raise StoreMisconfigured(f"{first_line(error)}. Run: linewarden-collector migrate") from error
     except _LATER as error:
         raise StoreUnavailable(f"PostgreSQL cannot be used now: {first_line(error)}") from error
 

@@ -14,22 +14,23 @@ is then done again with `careful`, which looks.
 """
 
 import json
+import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 
 from agent.wire.batch import CoreLine, Frame, decode_personal
 from agent.wire.taxonomy import lookup
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
 COLUMNS = (
-    "received", "time", "observed", "batch_id", "batch_no", "agent_id", "buffer_id", "idx", "place_id", "lane", "severity", "type",
-    "category", "source", "src_ip", "target", "outcome", "message", "correlation_id", "data", "actor", "raw", "personal", "data_text",
-    "personal_text", "time_claimed", "time_flag",
+    # The same in every row of a batch, then of a fixed length, then the rest.
+    "received", "batch_id", "batch_no", "agent_id", "buffer_id", "place_id", "lane",
+    "time", "idx", "severity", "observed",
+    "type", "category", "source", "src_ip", "target", "outcome", "message", "correlation_id",
+    "data", "data_text", "time_claimed", "time_flag", "actor", "raw", "personal", "personal_text",
 )  # fmt: skip
 
 FUTURE_S_MAX = 86_400
@@ -44,13 +45,6 @@ TEXT_CHARS_MAX = 1_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US_MIN = (datetime(1, 1, 2, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 _US_MAX = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-
-_US_EXACT_MAX = 4_000_000_000_000_000
-"""Up to here a float of seconds is finer than half a microsecond."""
-_date = datetime.fromtimestamp
-_encode = msgspec.json.encode
-
-Row = tuple[Any, ...]
 
 
 class Gap(NamedTuple):
@@ -67,7 +61,9 @@ class Gap(NamedTuple):
 class Rows(NamedTuple):
     """What a frame becomes."""
 
-    events: list[Row]
+    binary: bytes
+    """Rows in the form of COPY … WITH (FORMAT binary), in the order of COLUMNS, without head and tail."""
+    events: int
     gaps: list[Gap]
     first_time: datetime
     last_time: datetime
@@ -80,54 +76,96 @@ def to_us(moment: datetime) -> int:
 
 def from_us(us: int) -> datetime | None:
     """The date, or None where there is none."""
-    if 0 < us < _US_EXACT_MAX:
-        return _date(us / 1e6, UTC)
     return EPOCH + timedelta(microseconds=us) if _US_MIN < us < _US_MAX else None
 
 
-def _clean(text: str | None) -> str | None:
-    return text.replace("\0", "\u2400") if text is not None and "\0" in text else text
+COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TAIL = b"\xff\xff"
+_NULL = b"\xff\xff\xff\xff"
+_PG_EPOCH_US = 946_684_800_000_000
+"""PostgreSQL counts microseconds from 2000."""
+_JSONB_VERSION = b"\x01"
+_SAME = struct.Struct(">hiqiqiqi16si16siiih")
+_FIXED = struct.Struct(">iqiiih")
+_EIGHT = struct.Struct(">iq")
+
+
+class _Texts(dict[str | None, bytes]):
+    """Texts as fields, each encoded once a batch: most of them are few and come again and again."""
+
+    def __missing__(self, text: str | None) -> bytes:
+        field = self[text] = _NULL if text is None else _field(text.encode())
+        return field
+
+
+class _Types(dict[str, bytes]):
+    """The fields of a type and its category."""
+
+    def __missing__(self, name: str) -> bytes:
+        fields = self[name] = _field(name.encode()) + _field(lookup(name).category.encode())
+        return fields
+
+
+def _field(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big") + value
+
+
+def _text(value: str | None) -> bytes:
+    return _NULL if value is None else _field(value.encode())
+
+
+def _jsonb(value: bytes) -> bytes:
+    return (len(value) + 1).to_bytes(4, "big") + _JSONB_VERSION + value
 
 
 def rows_of(
-    frame: Frame, *, batch_id: int, place_id: int, received: datetime, agent_id: Any, buffer_id: Any, careful: bool
+    frame: Frame, *, batch_id: int, place_id: int, received: datetime, agent_id: UUID, buffer_id: UUID, careful: bool
 ) -> Rows:
     """The rows of a frame. Raises MalformedBatch: everything in it is opened and checked here.
 
-    This loop bounds how fast a backlog drains, hence its plain writing: each call that is left out of it counts.
+    This loop bounds how fast a backlog drains, hence its plain writing and the binary form, which takes a third of the time that
+    records take through the driver.
     """
-    received_us = to_us(received)
+    h, received_us = frame.header, to_us(received)
     latest, earliest = received_us + FUTURE_S_MAX * 1_000_000, received_us - ANCIENT_DAYS_MAX * 86_400_000_000
-    number, lane = frame.header.no, frame.header.lane
-    events: list[Row] = []
+    same = _SAME.pack(
+        len(COLUMNS), 8, received_us - _PG_EPOCH_US, 8, batch_id, 8, h.no, 16, agent_id.bytes, 16, buffer_id.bytes, 4, place_id, 2, h.lane
+    )  # fmt: skip
+    out: list[bytes] = []
     gaps: list[Gap] = []
     first_us, last_us = 2**63, -(2**63)
-    for idx, (c, personal_line) in enumerate(frame.rows()):
-        us, flag, claimed = c.time, None, None
-        if earliest <= us <= latest:
-            time = _date(us / 1e6, UTC)  # exact to the microsecond from 1970 to 2100
+    texts, types, fixed, eight = _Texts(), _Types(), _FIXED.pack, _EIGHT.pack
+    for idx, (line, personal) in enumerate(frame.rows()):
+        c = _cleaned(line) if careful else line
+        if earliest <= c.time <= latest:
+            us, flags = c.time, _NULL + _NULL
         else:
-            flag, claimed, us, time = _why(us, latest), _bigint(us), received_us, received
-        first_us = min(first_us, us)
-        last_us = max(last_us, us)
-        observed = time if c.observed == c.time and flag is None else from_us(c.observed)
-        data = data_text = actor = raw = personal = personal_text = None
-        if c.data:
-            data, data_text = _json(c.data, careful)
-        if personal_line:
-            actor, raw, personal, personal_text = _personal(personal_line, idx, careful)
-        if careful:
-            c = _cleaned(c)  # noqa: PLW2901 - the same line, as PostgreSQL can hold it
-        events.append(
-            (
-                received, time, observed, batch_id, number, agent_id, buffer_id, idx, place_id, lane, c.severity, c.type,
-                lookup(c.type).category, c.source, c.src_ip, c.target, c.outcome, c.message, c.correlation_id, data, actor, raw, personal,
-                data_text, personal_text, claimed, flag,
-            )
-        )  # fmt: skip
+            us, flags = received_us, eight(8, _bigint(c.time)) + _field(_why(c.time, latest))
+        first_us, last_us = min(us, first_us), max(us, last_us)
+        correlation = c.correlation_id
+        out += (
+            same,
+            fixed(8, us - _PG_EPOCH_US, 4, idx, 2, c.severity),
+            eight(8, c.observed - _PG_EPOCH_US) if _US_MIN < c.observed < _US_MAX else _NULL,
+            types[c.type],
+            texts[c.source],
+            texts[c.src_ip],
+            texts[c.target],
+            texts[c.outcome],
+            texts[c.message],
+            _NULL if correlation is None else _field(correlation.encode()),
+            _data(bytes(c.data), careful) if c.data else _NULL + _NULL,
+            flags,
+            _personal(personal, idx, careful) if personal else _NULL * 4,
+        )
         if c.type == "collection.gap":
-            gaps.append(_gap(idx, time, c.source, bytes(c.data), data))
-    return Rows(events, gaps, EPOCH + timedelta(microseconds=first_us), EPOCH + timedelta(microseconds=last_us))
+            gaps.append(_gap(idx, EPOCH + timedelta(microseconds=us), c, careful))
+    times = (EPOCH + timedelta(microseconds=us) for us in (first_us, last_us))
+    return Rows(b"".join(out), h.events, gaps, *times)
+
+
+def _clean(text: str | None) -> str | None:
+    return text.replace("\0", "\u2400") if text is not None else None
 
 
 def _cleaned(line: CoreLine) -> CoreLine:
@@ -142,48 +180,45 @@ def _cleaned(line: CoreLine) -> CoreLine:
     )
 
 
-def _why(us: int, latest: int) -> str:
+def _why(us: int, latest: int) -> bytes:
     if not _US_MIN < us < _US_MAX:
-        return "range"
-    return "future" if us > latest else "ancient"
+        return b"range"
+    return b"future" if us > latest else b"ancient"
 
 
 def _bigint(us: int) -> int:
     return max(min(us, 2**63 - 1), -(2**63))
 
 
-def _json(text: "Buffer", careful: bool) -> tuple[str | None, str | None]:  # noqa: FBT001 - an inner loop, called by position
-    try:
-        decoded = str(text, "utf-8")
-    except UnicodeDecodeError:
-        return None, bytes(text).decode("utf-8", "backslashreplace").replace("\0", "\u2400")
-    if careful and not storable(decoded):
-        return None, decoded.replace("\0", "\u2400")
-    return decoded, None
+def _data(value: bytes, careful: bool) -> bytes:  # noqa: FBT001 - an inner loop, called by position
+    """The fields of an object as jsonb and, where jsonb cannot hold it, as text."""
+    if careful and not storable(value):
+        return _NULL + _field(value.decode("utf-8", "backslashreplace").encode())
+    return _jsonb(value) + _NULL
 
 
-def _personal(line: bytes, idx: int, careful: bool) -> tuple[str | None, str | None, str | None, str | None]:  # noqa: FBT001
+def _personal(line: bytes, idx: int, careful: bool) -> bytes:  # noqa: FBT001
     named = decode_personal(line, idx)
-    personal = personal_text = None
-    if named.data:
-        # Written anew from the object: what could be decoded is valid UTF-8.
-        personal, personal_text = _json(_encode(named.data), careful)
+    # Written anew from the object: the line has its salt in front.
+    data = _data(msgspec.json.encode(named.data), careful) if named.data else _NULL + _NULL
     if careful:
-        return _clean(named.actor), _clean(named.raw), personal, personal_text
-    return named.actor, named.raw, personal, personal_text
+        return _text(_clean(named.actor)) + _text(_clean(named.raw)) + data
+    return _text(named.actor) + _text(named.raw) + data
 
 
-def _gap(idx: int, time: datetime, source: str, text: bytes, data: str | None) -> Gap:
+def _gap(idx: int, time: datetime, line: CoreLine, careful: bool) -> Gap:  # noqa: FBT001
+    text = bytes(line.data)
     try:
         said = msgspec.json.decode(text) if text else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = {}
     lost, reason = said.get("events"), said.get("reason")
     lost = lost if isinstance(lost, int) and not isinstance(lost, bool) and 0 <= lost < 2**63 else None
-    return Gap(idx, time, _clean(source) or "", lost, _clean(reason) if isinstance(reason, str) else None, data)
+    kept = text.decode() if text and (not careful or storable(text)) else None
+    return Gap(idx, time, line.source, lost, _clean(reason) if isinstance(reason, str) else None, kept)
 
 
-def storable(text: str) -> bool:
+def storable(value: bytes) -> bool:
     """Whether jsonb can hold this JSON. Stricter than PostgreSQL where that is simpler: a false no costs only searchability."""
     bad = False
 
@@ -194,10 +229,10 @@ def storable(text: str) -> bool:
         return 0
 
     try:
-        value = json.loads(text, parse_float=number, parse_int=number, parse_constant=number)
+        decoded = json.loads(value.decode(), parse_float=number, parse_int=number, parse_constant=number)
     except (ValueError, RecursionError):
         return False
-    return not bad and all(map(_plain, _strings(value)))
+    return not bad and all(map(_plain, _strings(decoded)))
 
 
 def _plain(text: str) -> bool:

@@ -4,19 +4,23 @@ Answers the lack that no peer has an idempotent ingest (shared list "None of the
 rsyslog's duplicates after a kill.
 """
 
+import random
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import pytest
 import zstandard
 
 from agent.wire.batch import assemble, read_frame
-from tests.collector_process import Chain, Collector, event, events_of, post
-from tests.postgres import Postgres
+from tests.collector_process import Chain, Collector, event, events_of, now_us, poll_until, post
+from tests.postgres import Postgres, connected
 
 
 class Agent:
@@ -105,12 +109,17 @@ def test_another_batch_under_a_stored_number_is_a_fork_and_told_once(agent: Agen
         answer = post(agent.client, other)
         assert answer.status_code == 409
         problem = answer.json()
-        assert (problem["code"], problem["no"], problem["expected"], problem["head_hash"]) == ("forked", 1, 3, agent.chain.hash)
+        assert (problem["code"], problem["no"], problem["expected"], problem["head_hash"]) == (
+            "forked",
+            1,
+            3,
+            agent.chain.hash,
+        )
     told = events_of(reader, type="security.chain.forked", target=agent.chain.agent)
     assert len(told) == 1
     assert told[0]["severity"] == 5
     assert told[0]["data"]["hash"] == other.hash
-    assert told[0]["agent_id"] == str(uuid4().__class__(int=0))
+    assert told[0]["agent_id"] == str(UUID(int=0))
     assert agent.messages(reader) == ["mine", "mine too"]
 
 
@@ -139,17 +148,21 @@ def test_a_gap_moves_the_head_and_the_next_batch_fits_behind_it(agent: Agent, re
     after = agent.chain.batch("z")
     answer = post(agent.client, gap, after).json()
     assert answer["acked"] == [{"buffer": agent.chain.buffer, "lane": 1, "no": 7}]
-    assert [e["type"] for e in events_of(reader, agent=agent.chain.agent, order="asc")] == ["log.line", "collection.gap", "log.line"]
+    assert [e["type"] for e in events_of(reader, agent=agent.chain.agent, order="asc")] == [
+        "log.line",
+        "collection.gap",
+        "log.line",
+    ]
     assert post(agent.client, gap, after).json()["duplicates"] == 2
 
 
 async def test_gap_events_are_kept_in_gaps_with_count_and_reason(agent: Agent) -> None:
     post(agent.client, agent.chain.seal([_gap_event(17)], gap=3), agent.chain.seal([_gap_event(None), event("x")]))
-    connection = await asyncpg.connect(agent.collector.dsn)
-    rows = await connection.fetch(
-        "SELECT batch_no, through, lost, reason, source FROM gaps WHERE agent_id = $1::uuid ORDER BY batch_id", agent.chain.agent
-    )
-    await connection.close()
+    async with connected(agent.collector.dsn) as connection:
+        rows = await connection.fetch(
+            "SELECT batch_no, through, lost, reason, source FROM gaps WHERE agent_id = $1::uuid ORDER BY batch_id",
+            agent.chain.agent,
+        )
     assert [tuple(row) for row in rows] == [(1, 3, 17, "disk full", "buffer"), (4, None, None, "disk full", "buffer")]
 
 
@@ -160,10 +173,17 @@ def test_a_gap_that_begins_at_a_stored_batch_is_asked_to_begin_behind_it(agent: 
     twin.batch("a")
     twin.no, twin.hash = 1, agent.chain.hash
     problem = post(agent.client, twin.seal([_gap_event(3)], gap=3)).json()
-    assert (problem["code"], problem["no"], problem["expected"], problem["head_hash"]) == ("missing", 2, 3, agent.chain.hash)
+    assert (problem["code"], problem["no"], problem["expected"], problem["head_hash"]) == (
+        "missing",
+        2,
+        3,
+        agent.chain.hash,
+    )
 
 
-def test_a_batch_that_was_declared_lost_and_comes_late_is_refused_without_alarm(agent: Agent, reader: httpx.Client) -> None:
+def test_a_batch_that_was_declared_lost_and_comes_late_is_refused_without_alarm(
+    agent: Agent, reader: httpx.Client
+) -> None:
     late = agent.chain.twin()
     first, second = late.batch("late"), late.batch("late too")
     post(agent.client, agent.chain.seal([_gap_event(2)], gap=2, last=second.hash))
@@ -195,7 +215,9 @@ def test_eight_replays_at_once_are_stored_once(agent: Agent, reader: httpx.Clien
     barrier = threading.Barrier(8)
 
     def send(_: int) -> dict[str, Any]:
-        with httpx.Client(base_url=agent.collector.url, headers=agent.client.headers, timeout=60, trust_env=False) as client:
+        with httpx.Client(
+            base_url=agent.collector.url, headers=agent.client.headers, timeout=60, trust_env=False
+        ) as client:
             barrier.wait()
             answer = post(client, *batches)
             assert answer.status_code == 200, answer.text
@@ -255,7 +277,9 @@ def test_a_bad_frame_is_named_by_index_and_offset(agent: Agent, reader: httpx.Cl
     assert agent.messages(reader) == []
 
 
-def test_a_frame_whose_lines_are_not_what_its_header_says_is_named_and_nothing_is_stored(agent: Agent, reader: httpx.Client) -> None:
+def test_a_frame_whose_lines_are_not_what_its_header_says_is_named_and_nothing_is_stored(
+    agent: Agent, reader: httpx.Client
+) -> None:
     first, second = agent.chain.batch("a"), agent.chain.batch("b")
     frame = read_frame(second.frame)
     forged = assemble(frame.header_bytes, read_frame(first.frame).core_z, b"")
@@ -277,13 +301,17 @@ def test_garbage_is_422_with_a_reason(agent: Agent, body: bytes) -> None:
 def test_an_empty_request_notes_that_the_agent_is_alive(agent: Agent, reader: httpx.Client) -> None:
     assert agent.client.post("/v1/batches").status_code == 422  # nobody yet
     post(agent.client, agent.chain.batch("a"))
-    answer = agent.client.post("/v1/batches", headers={"Linewarden-Status": '{"events":7}', "Linewarden-Version": "9.9"})
+    answer = agent.client.post(
+        "/v1/batches", headers={"Linewarden-Status": '{"events":7}', "Linewarden-Version": "9.9"}
+    )
     assert answer.json()["acked"] == []
     (known,) = [a for a in reader.get("/v1/agents").json()["agents"] if a["agent_id"] == agent.chain.agent]
     assert (known["status"], known["version"], known["events"]) == ({"events": 7}, "9.9", 1)
 
 
-def test_clock_offset_is_noted_and_nonsense_in_the_courtesy_headers_is_left_out(agent: Agent, reader: httpx.Client) -> None:
+def test_clock_offset_is_noted_and_nonsense_in_the_courtesy_headers_is_left_out(
+    agent: Agent, reader: httpx.Client
+) -> None:
     def known() -> dict[str, Any]:
         (found,) = [a for a in reader.get("/v1/agents").json()["agents"] if a["agent_id"] == agent.chain.agent]
         return dict(found)
@@ -316,7 +344,12 @@ def test_nobody_may_send_as_the_centre(agent: Agent) -> None:
 
 def test_an_agent_id_written_oddly_is_refused(agent: Agent) -> None:
     plain = agent.chain.agent.replace("-", "")
-    assert post(agent.client, Chain(plain[:2] + "-" + plain[2:5] + "-" + plain[5:9] + "-" + plain[9:] + "-").batch("a")).status_code == 422
+    assert (
+        post(
+            agent.client, Chain(plain[:2] + "-" + plain[2:5] + "-" + plain[5:9] + "-" + plain[9:] + "-").batch("a")
+        ).status_code
+        == 422
+    )
 
 
 def test_an_unknown_content_encoding_is_415(agent: Agent) -> None:
@@ -328,7 +361,11 @@ def test_an_unknown_content_encoding_is_415(agent: Agent) -> None:
 
 def _line(data: bytes, **more: str) -> bytes:
     extra = "".join(f',"{key}":"{value}"' for key, value in more.items()).encode()
-    return b'{"time":%d,"observed":1700000000000000,"type":"log.line","severity":1%s,"data":%s}' % (1_760_000_000_000_000, extra, data)
+    return b'{"time":%d,"observed":1700000000000000,"type":"log.line","severity":1%s,"data":%s}' % (
+        1_760_000_000_000_000,
+        extra,
+        data,
+    )
 
 
 ODD = {
@@ -386,8 +423,6 @@ CLOCKS = {
 
 @pytest.mark.parametrize(("offset", "flag"), CLOCKS.values(), ids=CLOCKS.keys())
 def test_an_absurd_clock_is_kept_and_flagged(agent: Agent, reader: httpx.Client, offset: int, flag: str | None) -> None:
-    from tests.collector_process import now_us
-
     claimed = offset if flag == "range" or offset == 0 else now_us() + offset
     assert post(agent.client, agent.chain.seal([event("x", time=claimed, observed=claimed)])).status_code == 200
     (found,) = events_of(reader, agent=agent.chain.agent)
@@ -437,8 +472,6 @@ def test_a_collector_that_starts_before_its_database_waits_for_it(own_postgres: 
             assert post(client, Chain().batch("a")).status_code == 503
             assert client.get("/healthz").status_code == 503
         own_postgres.start()
-        from tests.collector_process import poll_until
-
         poll_until(lambda: httpx.get(f"{collector.url}/readyz", trust_env=False).status_code == 200, within_s=40)
     finally:
         collector.stop()
@@ -446,10 +479,7 @@ def test_a_collector_that_starts_before_its_database_waits_for_it(own_postgres: 
 
 def test_kill_9_of_postgresql_and_collector_in_the_middle_stores_each_event_once(own_postgres: Postgres) -> None:
     """The agent asks again until it is answered, as sync does; at the end each event is there once, in order."""
-    import random
-    import time
-
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)
     with Collector(own_postgres.create_database("lw")) as collector:
         agent = Agent(collector)
         reader = collector.client(collector.key("viewer"))
@@ -491,42 +521,79 @@ def test_kill_9_of_postgresql_and_collector_in_the_middle_stores_each_event_once
         reader.close()
 
 
-def test_a_request_beyond_the_bound_on_work_is_503_at_once(dsn: str) -> None:
-    with Collector(dsn, SERVER__CONCURRENT_MAX="1") as collector:
+def test_requests_beyond_the_bytes_held_together_are_503_at_once(dsn: str) -> None:
+    with Collector(dsn, SERVER__BODIES_BYTES_MAX="65536") as collector:
+        agent = Agent(collector)
+        frame = agent.chain.batch("slow").frame
+        started, release = threading.Event(), threading.Event()
+
+        def slow_body() -> Iterator[bytes]:
+            yield frame + bytes(60_000)
+            started.set()
+            release.wait(20)
+            yield b""
+
+        with ThreadPoolExecutor(1) as pool, collector.client(collector.key("agent")) as other:
+            slow = pool.submit(agent.client.post, "/v1/batches", content=slow_body())
+            try:
+                started.wait(20)
+
+                def busy() -> bool:
+                    answer = other.post("/v1/batches", content=bytes(10_000))
+                    return (
+                        answer.status_code == 503
+                        and answer.json()["code"] == "busy"
+                        and "Retry-After" in answer.headers
+                    )
+
+                poll_until(busy, within_s=10)
+            finally:
+                release.set()
+            assert slow.result().status_code == 422
+            assert post(other, Chain().batch("now there is room")).status_code == 200
+        agent.client.close()
+
+
+def test_a_slow_request_does_not_keep_others_waiting(dsn: str) -> None:
+    with Collector(dsn, SERVER__CONCURRENT_MAX="1", SERVER__BODY_S_MAX="3") as collector:
         agent = Agent(collector)
         body = agent.chain.batch("slow").frame
         started, release = threading.Event(), threading.Event()
 
-        def slow_body() -> Any:
+        def slow_body() -> Iterator[bytes]:
             yield body[:10]
             started.set()
             release.wait(20)
             yield body[10:]
 
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, collector.client(collector.key("agent")) as other:
             slow = pool.submit(agent.client.post, "/v1/batches", content=slow_body())
             started.wait(20)
-            with httpx.Client(base_url=collector.url, headers=agent.client.headers, trust_env=False) as other:
-
-                def busy() -> bool:
-                    answer = post(other, agent.chain.twin().batch("x"))
-                    return answer.status_code == 503 and answer.json()["code"] == "busy" and "Retry-After" in answer.headers
-
-                from tests.collector_process import poll_until
-
-                try:
-                    poll_until(busy, within_s=10)
-                finally:
-                    release.set()
-            assert slow.result().status_code == 200
+            assert post(other, Chain().batch("quick")).status_code == 200
+            assert not slow.done()
+            metrics = poll_until(lambda: "".join(_slow(other)), within_s=10)
+            release.set()
+            assert metrics
+            # The answer may come while the body is still being sent, and the connection end with it.
+            with suppress(httpx.TransportError):
+                assert slow.result().status_code == 408
         agent.client.close()
 
 
+def _slow(client: httpx.Client) -> list[str]:
+    return [
+        line
+        for line in client.get("/metrics").text.splitlines()
+        if line == 'linewarden_collector_requests_total{outcome="slow"} 1'
+    ]
+
+
 def _gap_event(lost: int | None) -> Any:
-    return event("events were lost", type="collection.gap", source="buffer", data={"reason": "disk full", "events": lost})
+    return event(
+        "events were lost", type="collection.gap", source="buffer", data={"reason": "disk full", "events": lost}
+    )
 
 
 def _rss_bytes(pid: int) -> int:
-    import psutil
-
-    return int(psutil.Process(pid).memory_info().rss)
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * 4096
