@@ -1,41 +1,54 @@
-"""The local endpoint of the agent: where it listens."""
+"""The local endpoint: what the agent is doing, for people, programs and Prometheus on this computer.
 
-import ipaddress
-from collections.abc import Iterable
+    GET /healthz   200 while the agent can do its duty, 503 when it cannot: {"ok": …, "checks": {name: {"ok", "detail"}}}
+    GET /readyz    the same for "can it take events now"
+    GET /status    `Status` as JSON
+    GET /metrics   the same facts for Prometheus (health_metrics.py)
+
+The facts are handed in; nothing here knows a source or a buffer. Other routes (the intake's POST /v1/events) are added by whoever answers
+them: `server.add("POST", path, Route(answer, body_bytes_max=…))`. What the server bounds is told in health_http.py.
+
+Times are µs since the epoch, UTC (`_us`); durations are seconds (`_s`).
+"""
+
+import os
+import resource
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 from urllib.parse import urlsplit
 
+import msgspec
 from annotated_types import Ge, Gt, Le, Len
+from msgspec import Struct
 
+from agent.component import now_us
+from agent.health_http import Address, Answer, HttpServer, Limits, Refused, Request, Response, Route
+from agent.health_metrics import CONTENT_TYPE, render
+from agent.health_status import AgentStatus, BufferStatus, Check, HandlerStatus, SourceStatus, Status, SyncStatus
+
+__all__ = [
+    "Address",
+    "AgentStatus",
+    "Answer",
+    "BufferStatus",
+    "Check",
+    "HandlerStatus",
+    "HealthConfig",
+    "HealthServer",
+    "Refused",
+    "Request",
+    "Response",
+    "Route",
+    "SourceStatus",
+    "Status",
+    "SyncStatus",
+]
 UNIX = "unix:"
 UNIX_PATH_BYTES_MAX = 107
 """What the kernel takes."""
-PORT_MAX = 65_535
-
-
-class Address(NamedTuple):
-    """Where to listen: host and port, or the path of a unix socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return UNIX + self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this computer reaches it."""
-        if self.path:
-            return True
-        with suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return self.host == "localhost"
 
 
 def parse_address(text: str) -> Address:
@@ -44,9 +57,9 @@ def parse_address(text: str) -> Address:
         path = text.removeprefix(UNIX)
         if not path.startswith("/") or "\0" in path:
             raise ValueError(f"{text!r} is no socket's path; write unix:/run/linewarden/agent.sock")
-        if len(path.encode(errors="surrogateescape")) > UNIX_PATH_BYTES_MAX:
+        if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
             raise ValueError(
-                f"{text!r} is longer than the {UNIX_PATH_BYTES_MAX} bytes of a socket's path; choose a shorter one"
+                f"a socket's path has at most {UNIX_PATH_BYTES_MAX} bytes, this one {len(os.fsencode(path))}; choose a shorter one"
             )
         return Address(path=path)
     try:
@@ -67,9 +80,9 @@ class HealthConfig:
 
     listen           host:port or unix:/path, or a list of these; an empty list: no endpoint. Port 0: any that is free
     allow_remote     listen on an address that other computers reach: whoever reaches it reads what the agent is doing
-    connections_max  at once; one more is answered 503 and closed
-    request_s_max    from the first byte of a request to the last of its answer; who is slower is cut off
-    idle_s_max       how long a connection may be kept without a request
+    connections_max  at once; when all are busy one more is answered 503
+    request_s_max    for a request to arrive, to be answered, and for its answer to be taken, each; who is slower is cut off
+    idle_s_max       how long a connection is kept without a request
     """
 
     listen: str | Annotated[tuple[str, ...], Len(0, 8)] = "127.0.0.1:8801"
@@ -86,7 +99,7 @@ class HealthConfig:
         remote = next((each for each in addresses if not each.is_local), None)
         if remote is not None and not self.allow_remote:
             raise ValueError(
-                f"listen: {remote} is reached by other computers, who could then read what the agent is doing; "
+                f"listen: {remote} is reached by other computers, who could read what the agent is doing; "
                 "listen on 127.0.0.1, or set allow_remote = true"
             )
 
@@ -98,5 +111,73 @@ class HealthConfig:
         """Whether a socket's path is taken by something else."""
         for address in self.addresses():
             path = Path(address.path)
-            if address.path and path.exists() and not path.is_socket():
-                yield "listen", f"{path} is there and is no socket", "Move it away, or choose another path."
+            if not address.path:
+                continue
+            try:
+                if path.exists() and not path.is_socket():
+                    yield "listen", f"{path} is there and is no socket", "Move it away, or choose another path."
+            except OSError as error:
+                yield "listen", f"{path}: {error.strerror}", "Choose a path that the agent's user can reach."
+
+
+def process_facts() -> tuple[int, float]:
+    """Bytes of memory of this process now, and seconds of processor time since it began."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    with suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE"), used.ru_utime + used.ru_stime
+    return used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
+
+
+class HealthServer:
+    """See the module. Cold until `start`; `close` ends it."""
+
+    def __init__(
+        self,
+        config: HealthConfig,
+        status: Callable[[], Awaitable[Status]],
+        checks: Callable[[], Sequence[Check]],
+        ready: Callable[[], Sequence[Check]] | None = None,
+    ) -> None:
+        limits = Limits(config.connections_max, config.request_s_max, config.idle_s_max)
+        self._http = HttpServer(config.addresses(), limits)
+        self._status = status
+        self._http.add("GET", "/healthz", Route(_answering(checks)))
+        self._http.add("GET", "/readyz", Route(_answering(ready or checks)))
+        self._http.add("GET", "/status", Route(self._answer_status))
+        self._http.add("GET", "/metrics", Route(self._answer_metrics))
+        self.add = self._http.add
+        self.remove = self._http.remove
+
+    @property
+    def bound(self) -> list[Address]:
+        """Where it listens, with the ports that were found."""
+        return self._http.bound
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError where an address cannot be had."""
+        await self._http.start()
+
+    async def close(self) -> None:
+        """Listen no more; requests under way may end."""
+        await self._http.close()
+
+    async def _answer_status(self, _: Request) -> Response:
+        return Response(200, msgspec.json.encode(await self._status()))
+
+    async def _answer_metrics(self, _: Request) -> Response:
+        return Response(200, render(await self._status(), now_us()).encode(errors="replace"), CONTENT_TYPE)
+
+
+class _Health(Struct):
+    ok: bool
+    checks: dict[str, Check]
+
+
+def _answering(checks: Callable[[], Sequence[Check]]) -> Answer:
+    async def answer(_: Request) -> Response:
+        found = {check.name: check for check in checks()}
+        health = _Health(all(check.ok for check in found.values()), found)
+        return Response(200 if health.ok else 503, msgspec.json.encode(health))
+
+    return answer

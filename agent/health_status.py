@@ -1,0 +1,111 @@
+"""What the agent says of itself: the object of /status, the source of /metrics, and what `linewarden-agent status` prints.
+
+A field that is None is not known or has not happened yet. Counters (`events`, `…_total`) begin with the process.
+"""
+
+from msgspec import Struct
+
+
+class Check(Struct):
+    """One of the things that have to be so. `detail` says why not, and what to do."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+class AgentStatus(Struct, kw_only=True):
+    """The process."""
+
+    id: str
+    version: str
+    pid: int
+    started_us: int
+    config_file: str
+    config_sha256: str | None = None
+    reloaded_us: int | None = None
+    reload_error: str | None = None
+    """Why the file on the disk is not the configuration that runs."""
+    rss_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+class SourceStatus(Struct, kw_only=True):
+    """One source. `trouble`: part ("" for the whole) → what is wrong with it now. `counts`: the source's own counters."""
+
+    kind: str
+    state: str
+    """starting, running, waiting (for its other side), failed (by its configuration) or stopped"""
+    connected: bool = False
+    events: int = 0
+    gaps: int = 0
+    restarts: int = 0
+    last_event_us: int | None = None
+    last_error: str | None = None
+    last_error_us: int | None = None
+    trouble: dict[str, str] = {}
+    counts: dict[str, int] = {}
+
+
+class BufferStatus(Struct, kw_only=True):
+    """What waits to be sent (`events`, `bytes`, `oldest_us`), and how the buffer fares. `stalled`: why nothing can be stored now."""
+
+    events: int = 0
+    bytes: int = 0
+    oldest_us: int | None = None
+    used_bytes: int = 0
+    bytes_max: int = 0
+    stalled: str | None = None
+    appended_events: int = 0
+    commits: int = 0
+    commit_s: float = 0.0
+    last_commit_us: int | None = None
+    evicted_batches: int = 0
+    evicted_events: int = 0
+    set_aside: int = 0
+    stalls: int = 0
+
+
+class SyncStatus(Struct, kw_only=True):
+    """The way to the collector. `lag_s`: age of the oldest event that is not there yet, 0 where all are. `failures`: in a row."""
+
+    state: str = "idle"
+    url: str = ""
+    lag_s: float = 0.0
+    last_success_us: int | None = None
+    last_error: str | None = None
+    failures: int = 0
+    failures_total: int = 0
+    wait_until_us: int | None = None
+    requests: int = 0
+    sent_batches: int = 0
+    sent_events: int = 0
+    sent_bytes: int = 0
+
+
+class HandlerStatus(Struct, kw_only=True):
+    """One handler. `error`: why it was set aside."""
+
+    kind: str
+    events: int = 0
+    matched: int = 0
+    late: int = 0
+    alerts: int = 0
+    suppressed: int = 0
+    keys: int = 0
+    evicted: int = 0
+    refused: int = 0
+    busy_s: float = 0.0
+    last_evaluated_us: int | None = None
+    error: str | None = None
+
+
+class Status(Struct, kw_only=True):
+    """All of it."""
+
+    agent: AgentStatus
+    sources: dict[str, SourceStatus]
+    buffer: BufferStatus
+    sync: SyncStatus
+    handlers: dict[str, HandlerStatus]
+    alerts: int = 0
