@@ -1,15 +1,18 @@
 """`audit`: auditd's audit.log. An event of the kernel is written as several records with one serial number; they are joined again.
 
-Invariant: an event is given out once all its records are there: after EOE or PROCTITLE, or at once for a record that always comes alone. Events keep
-the order of their first records, so one that is not whole holds back what came after it, but no longer than HELD_LINES_MAX lines.
+Invariant: an event is given out once all its records are there: after EOE or PROCTITLE, or at once for a record that always comes alone.
+Events keep the order of their first records, so one that is not whole holds back what came after it, but no longer than HELD_LINES_MAX
+lines.
 """
+
+# ruff: noqa: E501  # tables
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agent.parsers.base import Context, Memory, ip_of, unknown
+from agent.parsers.base import Context, Memory, ip_of, put_pid, unknown
 from agent.wire.event import Event
 from agent.wire.taxonomy import default_severity
 
@@ -83,6 +86,20 @@ _TYPES: dict[str, tuple[str, str]] = {
     "TTY": ("access", "terminal input recorded"),
     "USER_TTY": ("access", "terminal input recorded"),
 }
+_OUTCOMES = {
+    "success": "success",
+    "yes": "success",
+    "1": "success",
+    "failed": "failure",
+    "no": "failure",
+    "0": "failure",
+}
+_FAILED = {
+    "authentication.success": ("authentication.failure", "sign-in refused"),
+    "authentication.session.opened": ("authentication", "sign-in refused"),
+    "system.service.started": ("system.service.failed", "service could not be started"),
+}
+"""What an event is where its outcome is failure. USER_LOGIN follows the USER_AUTH that is already counted as the refused attempt."""
 _BY_WEIGHT = ("AVC", "APPARMOR_DENIED", "SECCOMP", "ANOM_PROMISCUOUS", "KERN_MODULE", "NETFILTER_CFG", "CONFIG_CHANGE", "LOGIN", "MAC_POLICY_LOAD", "MAC_STATUS", "TIME_INJOFFSET", "EXECVE", "SYSCALL")  # fmt: skip
 """Which record names the event where there are several."""
 _OF_MANY = frozenset({*_BY_WEIGHT, "PATH", "CWD", "PROCTITLE", "SOCKADDR", "EOE", "OBJ_PID", "BPRM_FCAPS", "IPC", "MMAP", "FD_PAIR", "INTEGRITY_RULE", "BPF", "URINGOP"})  # fmt: skip
@@ -222,28 +239,20 @@ class AuditParser:
     ) -> Event:
         type_, message = known
         paths, words = lists
-        outcome = {
-            "success": "success",
-            "yes": "success",
-            "1": "success",
-            "failed": "failure",
-            "no": "failure",
-            "0": "failure",
-        }.get(fields.get("res", fields.get("success", "")))
-        if type_ == "security.policy.violated":
-            outcome = "failure"
-        if outcome == "failure" and type_ == "authentication.success":
-            type_, message = "authentication.failure", "sign-in refused"
-        elif outcome == "failure" and type_ == "system.service.started":
-            type_, message = "system.service.failed", "service could not be started"
-        elif fields.get("audit_enabled") == "0":
+        outcome = (
+            "failure"
+            if type_ == "security.policy.violated"
+            else _OUTCOMES.get(fields.get("res", fields.get("success", "")))
+        )
+        if outcome == "failure":
+            type_, message = _FAILED.get(type_, known)
+        if fields.get("audit_enabled") == "0":
             type_, message = "security.logging.stopped", "auditing was switched off"
         for name in _DATA:
             value = fields.get(name)
             if value and value not in {"?", "(null)", "(none)", *_NOBODY}:
                 data[name] = value
-        if "pid" in fields and fields["pid"].isdecimal() and len(fields["pid"]) <= 10:  # noqa: PLR2004  # a pid fits 32 bits
-            data["pid"] = int(fields["pid"])
+        put_pid(data, fields.get("pid", ""))
         if paths:
             data["paths"] = paths[:20]
         command = " ".join(words) or fields.get("cmd") or (fields.get("proctitle", "").replace("\0", " ") or None)

@@ -1,4 +1,4 @@
-"""`auth`: what a syslog daemon writes to auth.log, secure, messages, syslog, kern.log.
+"""`auth` and `syslog`: what a syslog daemon writes to auth.log, secure, messages, syslog, kern.log.
 
 Either head is read, the classic `Mon DD HH:MM:SS host program[pid]: ` and RFC 3339 `2026-11-23T09:20:44.1+01:00 host …`, and then
 what the program says, by the tables of programs. `message repeated N times: [ … ]` is N events. `syslog` reads the same lines.
@@ -7,22 +7,19 @@ what the program says, by the tables of programs. `message repeated N times: [ �
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from agent.parsers.base import EVENTS_MAX, REPEATS_MAX, Clock, Context, Memory, ip_of, unknown
+from agent.parsers.base import EVENTS_MAX, Clock, Context, Memory, ip_of, unknown
 from agent.parsers.logins import SIGN_IN_REFUSED
-from agent.parsers.programs import OTHER, PROGRAMS
+from agent.parsers.messages import Origin, Said, split_tag
 from agent.wire.event import Event
 
-_REPEATED = re.compile(r"message repeated (\d{1,9}) times?: \[ ?(.*?)\]?$", re.DOTALL)
 _REFUSED = re.compile(
     r"(.{15}|[0-9]{4}-[^ ]+) ([^ ]+) (sshd(?:-session)?)\[([0-9]{1,10})\]: Failed ([a-z-]+) for "
     r"(invalid user )?([^ ]+) from ([0-9a-f:.]+) port ([0-9]{1,5}) ssh2$",
     re.ASCII,
 )
 """The line that a brute force attack writes by the million, whole, in one match. Whatever looks a little different goes the general way."""
-_CORRELATED = frozenset({"sshd", "sshd-session", "sshd-auth"})
-"""Programs of which one process serves one sign-in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +36,7 @@ class AuthParser:
         self._source = context.source
         self._keep_raw = context.keep_raw
         self._clock = Clock(context.zone)
+        self._said = Said(context)
 
     def parse(
         self,
@@ -100,75 +98,8 @@ class AuthParser:
             text, _, rest = line.partition(" ")
         time_us = self._clock.seen(reference_us).get(text) or self._time(text, reference_us)
         if time_us is not None:
-            event = self._event(line, time_us, rest, observed_us)
-            repeats = event.data.pop("repeats", 0)
-            events.append(event)
-            if repeats:
-                self._repeat(event, repeats, events)
+            host, _, text = rest.partition(" ")
+            program, pid, text = split_tag(text)
+            events.extend(self._said.events(line, text, Origin(host, program, pid), time_us, observed_us))
         elif line.strip():
             events.append(unknown(line, observed_us, observed_us, self._source))
-
-    def _event(self, line: str, time_us: int, rest: str, observed_us: int) -> Event:
-        host, _, tagged = rest.partition(" ")
-        tag, colon, text = tagged.partition(": ")
-        program, bracket, pid = tag.partition("[")
-        if not colon or not program or " " in program:
-            return self._untagged(line, time_us, tagged, host, observed_us)
-        data: dict[str, Any] = {"host": host, "program": program}
-        if bracket:
-            pid = pid[:-1]
-            if pid.isdecimal() and len(pid) <= 10:  # noqa: PLR2004  # a pid fits 32 bits
-                data["pid"] = int(pid)
-        if text.startswith("message repeated "):
-            repeated = _REPEATED.match(text)
-            if repeated is not None:
-                data["repeats"] = int(repeated[1])
-                text = repeated[2]
-        found = PROGRAMS.get(program, OTHER)(text, data)
-        if found is None:
-            return unknown(line, time_us, observed_us, self._source, data)
-        type_, severity, src_ip, target, outcome, message, actor = found
-        correlation = f"{host}/sshd/{pid}" if program in _CORRELATED and pid else None
-        raw = line if self._keep_raw else None
-        return Event(
-            time_us,
-            observed_us,
-            type_,
-            self._source,
-            severity,
-            src_ip,
-            target or host,
-            outcome,
-            message,
-            correlation,
-            actor,
-            raw,
-            data,
-        )
-
-    def _untagged(self, line: str, time_us: int, text: str, host: str, observed_us: int) -> Event:
-        """A head without a program: RHEL's `last message repeated`, a kernel line without its tag, or free text."""
-        data: dict[str, Any] = {"host": host}
-        found = OTHER(text, data)
-        if found is None:
-            return unknown(line, time_us, observed_us, self._source, data)
-        raw = line if self._keep_raw else None
-        return Event(
-            time_us, observed_us, found.type, self._source, found.severity, found.src_ip, found.target or host, found.outcome,
-            found.message, None, found.actor, raw, data,
-        )  # fmt: skip
-
-    @staticmethod
-    def _repeat(event: Event, times: int, events: list[Event]) -> None:
-        """Add the repetitions of the last event: N in all."""
-        event.data["repeated"] = True
-        events.extend(_copy(event) for _ in range(min(times, REPEATS_MAX) - 1))
-        if times > REPEATS_MAX:
-            events[-1].data["repeats_unexpanded"] = times - REPEATS_MAX
-
-
-def _copy(event: Event) -> Event:
-    return Event(
-        event.time, event.observed, event.type, event.source, event.severity, event.src_ip, event.target, event.outcome, event.message,
-        event.correlation_id, event.actor, event.raw, dict(event.data),
-    )  # fmt: skip

@@ -240,6 +240,12 @@ class Rule:
         return Found(self.type, self.severity, src_ip, target, self.outcome, self.message, actor)
 
 
+def put_pid(data: dict[str, Any], text: str) -> None:
+    """A process id goes into `data`; anything else does not."""
+    if text.isdecimal() and len(text) <= 10:  # noqa: PLR2004  # a pid fits 32 bits
+        data["pid"] = int(text)
+
+
 def put_source(text: str, data: dict[str, Any]) -> str | None:
     """An address is returned; a host name goes into `data`."""
     address = ip_of(text)

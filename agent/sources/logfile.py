@@ -14,6 +14,7 @@ Files of one family (`auth.log`, `auth.log.1`) are one stream in order of age; d
 import asyncio
 import fnmatch
 import os
+import re
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ import msgspec
 from agent.component import ConfigError, Cursor, Report, load, now_us
 from agent.parsers import PARSERS
 from agent.parsers.base import Context, Parser, zone_of
+from agent.parsers.multiline import Multiline
 from agent.sources.logfile_tail import BLOCK_BYTES, Block, Files, Replaced, Shortened, Tail, Trouble, family_of
 from agent.sources.logfile_watch import Hints
 from agent.wire.event import Event
@@ -76,12 +78,14 @@ class LogConfig:
     keep_raw: keep every line as it was, as personal data.
     time_zone: the zone of times that name none; empty: this computer's.
     rotation_grace_s: how long a rotated file may stay unchanged before its last unfinished line counts as finished.
+    multiline_start: a pattern that the first line of a record has; lines without it belong to the record before (a stack trace).
     hold_s: how long a record of several lines may wait for its next line.
     """
 
     paths: Annotated[tuple[str, ...], annotated_types.Len(1, 1_000)]
     parser: str
     options: dict[str, Option] = field(default_factory=dict)
+    multiline_start: str = ""
     from_start: bool = True
     line_bytes_max: Annotated[int, annotated_types.Ge(256), annotated_types.Le(BLOCK_BYTES // 2)] = 65_536
     keep_raw: bool = False
@@ -96,10 +100,27 @@ class LogConfig:
         for path in self.paths:
             if not path.startswith("/"):
                 raise ValueError(f"paths: {path!r} is not an absolute path; write it from / on")
-        parser_of(self.parser, self.options, Context(zone=zone_of(self.time_zone)))
+        self.make_parser("")
+
+    def make_parser(self, source: str) -> Parser:
+        """The parser of a source of this name. Raises ValueError."""
+        context = Context(source, self.keep_raw, zone_of(self.time_zone))
+        parser = parser_of(self.parser, self.options, context)
+        if not self.multiline_start:
+            return parser
+        try:
+            begin = re.compile(self.multiline_start)
+        except re.error as error:
+            raise ValueError(f"multiline_start: {error}") from None
+        return Multiline(None, context, begin=begin, behind=parser)
 
     def problems(self) -> Iterable[tuple[str, str, str]]:
-        """What is wrong with the files now."""
+        """What is wrong with the files now, and with the parser's options."""
+        parser_class = load(PARSERS, self.parser, what="parser", extra={})
+        options = msgspec.convert(self.options, parser_class.Config)
+        if hasattr(options, "problems"):
+            for key, text, remedy in options.problems():
+                yield f"options.{key}", text, remedy
         files = Files(self.paths, files_max=self.files_max, grace_s=self.rotation_grace_s)
         files.scan()
         for trouble in files.troubles.values():

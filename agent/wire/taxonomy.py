@@ -18,7 +18,7 @@ PERSONAL_KEYS = frozenset(
     {
         "actor_uid", "address_home", "command", "cookie", "email", "employee_id", "first_name", "full_name", "last_name", "login",
         "mail", "password_hint", "person", "personal_id", "phone", "real_name", "session_user", "target_user", "user", "user_agent",
-        "user_id", "user_name", "userid", "username",
+        "user_id", "user_name", "userid", "username", "working_directory",
     }
 )  # fmt: skip
 """Keys of `data` that hold personal data, whatever the type of the event."""

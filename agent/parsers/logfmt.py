@@ -1,0 +1,70 @@
+"""`logfmt`: `time=2026-03-01T10:00:00Z level=info msg="a \\"quoted\\" text" user=anna` on a line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from agent.parsers.base import Context, Memory, unknown
+from agent.parsers.records import RecordOptions, Records
+from agent.wire.event import Event
+
+_PAIR = re.compile(r"([^\s=\"]+)(?:=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]*)))?(?:\s+|$)")
+_ESCAPE = re.compile(r"\\(.)")
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(\.\d{1,15})?")
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+def number_or_text(text: str) -> int | float | str:
+    """A plain number as a number. `007` and `1e5` stay text, for they may be names."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return text
+    return float(text) if match[1] else int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogfmtConfig(RecordOptions):
+    """Nothing of its own."""
+
+
+class LogfmtParser:
+    """Reads lines of pairs."""
+
+    Config: ClassVar[type] = LogfmtConfig
+
+    def __init__(self, config: LogfmtConfig, context: Context) -> None:
+        self._records = Records(config, context)
+        self._source = context.source
+
+    def parse(
+        self,
+        lines: Sequence[str],
+        *,
+        observed_us: int,
+        reference_us: int,  # noqa: ARG002  # times have their year,
+        memory: Memory,  # noqa: ARG002  # a line stands alone,
+        final: bool = False,  # noqa: ARG002  # and is whole
+    ) -> tuple[list[Event], int]:
+        return [self._one(line, observed_us) for line in lines if line.strip()], len(lines)
+
+    def _one(self, line: str, observed_us: int) -> Event:
+        record: dict[str, Any] = {}
+        text = line.strip()
+        at = 0
+        while at < len(text):
+            pair = _PAIR.match(text, at)
+            if pair is None:
+                break
+            at = pair.end()
+            if pair[2] is not None:
+                record[pair[1]] = _ESCAPE.sub(lambda escape: _ESCAPES.get(escape[1], escape[1]), pair[2])
+            elif pair[3] is not None:
+                record[pair[1]] = number_or_text(pair[3])
+            else:
+                record[pair[1]] = True
+        # Prose is words without a value.
+        pairs = sum(value is not True for value in record.values())
+        if at < len(text) or not pairs or pairs * 2 < len(record):
+            return unknown(line, observed_us, observed_us, self._source)
+        return self._records.event(record, line, observed_us)
