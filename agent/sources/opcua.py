@@ -30,7 +30,7 @@ from agent.sources.opcua_events import EventReader
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import ConfigNode, default_name
 from agent.sources.opcua_position import Position, Subscription
-from agent.sources.opcua_private import Published, subscription_is_gone, ua
+from agent.sources.opcua_private import DataChanges, Published, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
 from agent.sources.opcua_trust import thumbprint
 from agent.sources.opcua_watch import Watch
@@ -442,8 +442,8 @@ class OpcUaSource:
             return [self._gap(f"a message of the server could not be decoded ({message.reason})", from_us)]
         events: list[Event] = []
         for notification in message.notifications:
-            if isinstance(notification, ua.DataChangeNotification):
-                came, overflowed = self._items.take(notification.MonitoredItems or [], position, now)
+            if isinstance(notification, DataChanges):
+                came, overflowed = self._items.take(notification.changes, position, now)
                 events += [self._overflow(overflowed, from_us), *came] if overflowed else came
             elif isinstance(notification, ua.EventNotificationList) and self._events is not None:
                 events += await self._take_events(

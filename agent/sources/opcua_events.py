@@ -230,7 +230,7 @@ class EventReader:
             if self._alarms is None:
                 return None
             condition = values.get("ConditionId")
-            key = as_text(condition, namespaces) if condition is not None else None
+            key = plain(as_text(condition, namespaces)) if condition is not None else None
             return self._alarms.take(TYPES[kind or CONDITION], values, _data(values, namespaces), position, key, now_us)
         if kind is None or not self._audit:
             self._report.count("events_not_asked_for")
@@ -319,13 +319,13 @@ def _data(values: dict[str, Any], namespaces: Sequence[str]) -> dict[str, Any]:
     kind = values.get("EventType")
     data: dict[str, Any] = {}
     if kind is not None:
-        data["event_type"] = as_text(kind, namespaces)
+        data["event_type"] = plain(as_text(kind, namespaces))
         if kind.NamespaceIndex == 0 and isinstance(kind.Identifier, int):
             data["event_type_name"] = ua.ObjectIdNames.get(kind.Identifier, "")
     if isinstance(values.get("EventId"), bytes):
         data["event_id"] = values["EventId"][:64].hex()
     if values.get("SourceNode") is not None:
-        data["source_node"] = as_text(values["SourceNode"], namespaces)
+        data["source_node"] = plain(as_text(values["SourceNode"], namespaces))
     code = getattr(values.get("StatusCodeId"), "value", None)
     if code:
         data["status"], data["status_code"] = status_name(code), code

@@ -8,6 +8,7 @@ names of the nodes that miss values.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from agent.component import Report
 from agent.sources.opcua_connect import Connection
 from agent.sources.opcua_nodes import OVERFLOW, ConfigNode, Item, default_name, reading, resolve
 from agent.sources.opcua_position import Position
-from agent.sources.opcua_private import ua
+from agent.sources.opcua_private import Change, ua
 from agent.wire.event import Event
 
 _NO_FILTER = frozenset(
@@ -142,41 +143,37 @@ class Items:
             asked.Filter = ua.DataChangeFilter(Trigger=trigger, DeadbandType=kind, DeadbandValue=item.config.deadband)
         return request
 
-    def take(self, notifications: Sequence[Any], position: Position, now_us: int) -> tuple[list[Event], list[str]]:
-        """The events of one message's notifications, in order, and the names of nodes that miss values before them."""
+    def take(self, changes: Sequence[Change], position: Position, now_us: int) -> tuple[list[Event], list[str]]:
+        """The events of one message's changes, in order, and the names of nodes that miss values before them."""
         events: list[Event] = []
         overflowed: list[str] = []
         items, source, known = self._items, self._source, position.known
-        for notification in notifications:
-            item, value = items.get(notification.ClientHandle), notification.Value
-            if item is None or value is None:
+        for change in changes:
+            item = items.get(change.handle)
+            if item is None:
                 self._report.count("notifications_unknown")
                 continue
-            status = value.StatusCode
-            if status is not None and status.value & OVERFLOW == OVERFLOW:
+            if change.code & OVERFLOW == OVERFLOW:
                 overflowed.append(item.name)
-            if item.filtered_here and _within_deadband(item, value):
+            if item.filtered_here and _within_deadband(item, change):
                 continue
-            event = reading(item, source, value, now_us, known)
+            event = reading(item, source, change, now_us, known)
             if event is not None:
                 events.append(event)
-        if position.queue_size > 1 and len(notifications) >= position.queue_size:
-            overflowed += self._full(notifications)
+        if position.queue_size > 1 and len(changes) >= position.queue_size:
+            overflowed += self._full(changes)
         return events, list(dict.fromkeys(overflowed))
 
-    def _full(self, notifications: Sequence[Any]) -> list[str]:
+    def _full(self, changes: Sequence[Change]) -> list[str]:
         """Items whose queue came full: a server that never sets the overflow bit (asyncua's is one) may have dropped values."""
-        counts: dict[int, int] = {}
-        for notification in notifications:
-            counts[notification.ClientHandle] = counts.get(notification.ClientHandle, 0) + 1
+        counts = Counter(change.handle for change in changes)
         items = ((self._items.get(handle), n) for handle, n in counts.items())
         return [item.name for item, n in items if item is not None and n >= item.queue_size > 1]
 
 
-def _within_deadband(item: Item, data_value: Any) -> bool:
+def _within_deadband(item: Item, change: Change) -> bool:
     """An absolute deadband, for servers that have none. A change of status always passes."""
-    value = data_value.Value.Value if data_value.Value is not None else None
-    code = data_value.StatusCode.value if data_value.StatusCode is not None else 0
+    value, code = change.value, change.code
     if item.config.deadband_type != "absolute" or isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if item.passed is not None and item.passed[0] == code and abs(value - item.passed[1]) <= item.config.deadband:

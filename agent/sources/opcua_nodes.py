@@ -5,18 +5,18 @@ after every restart of a server; it is resolved anew for each session. What a no
 and server time. A time that is a sentinel (1601, 1970, 9999) is no time and is refused.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from math import isfinite
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from annotated_types import Ge, Le
 
-from agent.sources.opcua_private import ua
+from agent.sources.opcua_private import Change, ua
 from agent.wire.event import Event
 
 TEXT_CHARS_MAX = 4_096
@@ -147,11 +147,13 @@ def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a kind
     """A value as JSON can carry it, bounded."""
     kind = type(value)
     if kind is float:
-        return value if math.isfinite(value) else str(value)
+        return value if isfinite(value) else str(value)
     if value is None or kind in (bool, int):
         return value
     if isinstance(value, str):
-        return value if len(value) <= TEXT_CHARS_MAX else value[:TEXT_CHARS_MAX]
+        text = value if len(value) <= TEXT_CHARS_MAX else value[:TEXT_CHARS_MAX]
+        # asyncua keeps bytes that are no UTF-8 as lone surrogates, which JSON cannot carry.
+        return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, int):
@@ -173,14 +175,14 @@ def _composed(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one case a kind
     if isinstance(value, ua.LocalizedText):
         return plain(value.Text)
     if isinstance(value, ua.NodeId):
-        return value.to_string()
+        return plain(value.to_string())
     if isinstance(value, ua.QualifiedName):
         return plain(value.Name)
     if isinstance(value, ua.StatusCode):
         return status_name(value.value)
     if isinstance(value, ua.Variant | ua.DataValue):
         return plain(value.Value, depth + 1)
-    return repr(value)[:TEXT_CHARS_MAX]
+    return plain(repr(value))
 
 
 @dataclass(slots=True, eq=False)
@@ -211,13 +213,11 @@ class Item:
             self.constants["unit"] = self.config.unit
 
 
-def reading(item: Item, source: str, data_value: Any, now_us: int, known: dict[str, Any]) -> Event | None:
+def reading(item: Item, source: str, change: Change, now_us: int, known: dict[str, Any]) -> Event | None:
     """The event of one notification; None where it brings nothing new. `known` holds the last value of each remembered node."""
-    code: int = data_value.StatusCode.value if data_value.StatusCode is not None else 0
-    raw: Any = data_value.Value.Value if data_value.Value is not None else None
+    _, raw, code, source_us, server_us = change
     kind: Any = type(raw)
-    value = raw if kind is bool or kind is int or (kind is str and len(raw) <= TEXT_CHARS_MAX) else plain(raw)
-    source_us, server_us = time_us(data_value.SourceTimestamp), time_us(data_value.ServerTimestamp)
+    value = raw if kind is int or kind is bool or (kind is float and isfinite(raw)) else plain(raw)
     initial, item.fresh = item.fresh, False
     if item.seen == (source_us, value, code) and (initial or source_us is not None):
         return None
@@ -233,25 +233,16 @@ def reading(item: Item, source: str, data_value: Any, now_us: int, known: dict[s
         _note_cut(data, raw)
     if initial:
         data["initial"] = True
-    event_type = (
-        TYPES[item.config.role]
-        if not code and item.config.role not in REMEMBERED_ROLES
-        else _type(item, code, data, known)
-    )
+    role = item.config.role
+    event_type = TYPES[role] if not code and role not in REMEMBERED_ROLES else _type(item, code, data, known)
     if event_type is None:
         return None
-    message = f"{item.config.role} {item.name} changed" if "previous" in data else None
+    at = source_us or server_us or now_us
+    if not code & 0x80000000 and "previous" not in data:
+        return Event(at, now_us, event_type, source, 0, None, item.name, data=data)
+    message = f"{role} {item.name} changed" if "previous" in data else None
     outcome = "failure" if code & 0x80000000 else None
-    return Event(
-        source_us or server_us or now_us,
-        now_us,
-        event_type,
-        source,
-        target=item.name,
-        outcome=outcome,
-        message=message,
-        data=data,
-    )
+    return Event(at, now_us, event_type, source, target=item.name, outcome=outcome, message=message, data=data)
 
 
 def _note_cut(data: dict[str, Any], raw: Any) -> None:

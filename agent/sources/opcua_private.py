@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from asyncua import ua as _ua
 from asyncua.client.client import Client
 from asyncua.client.ua_client import UASocketProtocol
+from asyncua.common.utils import Buffer
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties
 from asyncua.observer import Observer
@@ -121,6 +122,22 @@ class Login:
     password: str | None = field(default=None, repr=False)
     certificate: bytes = b""
     key: bytes = field(default=b"", repr=False)
+
+
+class Change(NamedTuple):
+    """One value of a monitored item. A time is µs since the epoch; None where the server gave none, or a sentinel."""
+
+    handle: int
+    value: Any
+    code: int
+    source_us: int | None
+    server_us: int | None
+
+
+class DataChanges(NamedTuple):
+    """What one notification says of monitored items."""
+
+    changes: list[Change]
 
 
 class Published(NamedTuple):
@@ -380,6 +397,18 @@ def subscription_is_gone(error: Exception) -> bool:
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------------------
+#
+# Our own, for two reasons. asyncua decodes a message whole or not at all, so that one structure it has wrong costs every event beside
+# it; here that one field becomes a text that says so, since a structure carries its length. And it makes four objects of each value.
+
+_ITEM, _INT32, _UINT32, _INT64 = (struct.Struct(form) for form in ("<IB", "<i", "<I", "<q"))
+_SCALARS = {kind: struct.Struct(f"<{form}") for kind, form in enumerate("?bBhHiIqQfd", start=1)}
+"""A Variant's first byte → how its scalar is packed: Boolean (1) to Double (11)."""
+_STRING, _EXTENSION_OBJECT = 12, 22
+_EPOCH_US = 11_644_473_600_000_000
+"""µs from 1601, where OPC UA's time begins, to 1970."""
+_TIME_US_MIN, _TIME_US_MAX = 31_536_000_000_000, 7_258_118_400_000_000
+"""1971 and 2200: what lies outside is a sentinel (1601, 1970, 9999), and no time."""
 
 
 def decode_publish(data: Any) -> Published:
@@ -388,78 +417,53 @@ def decode_publish(data: Any) -> Published:
     Raises UaStatusCodeError for a bad service result, NotConnected where not even the head can be read.
     """
     try:
-        response = ua_binary.struct_from_binary(ua.PublishResponse, data.copy())
-    except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
-        return _decode_head(data, f"{type(error).__name__}: {error}")
-    response.ResponseHeader.ServiceResult.check()
-    result = response.Parameters
-    message = result.NotificationMessage
-    return Published(
-        result.SubscriptionId,
-        message.SequenceNumber,
-        message.NotificationData or [],
-        result.AvailableSequenceNumbers or [],
-    )
-
-
-def _decode_head(data: Any, reason: str) -> Published:
-    try:
         ua_binary.nodeid_from_binary(data)
         header = ua_binary.struct_from_binary(ua.ResponseHeader, data)
-        primitives: Any = ua_binary.Primitives
-        subscription_id = primitives.UInt32.unpack(data)
+        (subscription_id,) = _UINT32.unpack(data.read(4))
         available = ua_binary.unpack_uatype_array(ua.VariantType.UInt32, data) or []
-        primitives.Boolean.unpack(data)
-        sequence = primitives.UInt32.unpack(data)
+        data.skip(1)  # MoreNotifications
+        (sequence,) = _UINT32.unpack(data.read(4))
     except Exception as error:
-        raise NotConnected(
-            f"the server sent a publish response that cannot be read at all ({type(error).__name__})"
-        ) from error
+        text = f"the server sent a publish response that cannot be read at all ({type(error).__name__})"
+        raise NotConnected(text) from error
     header.ServiceResult.check()
-    return _lenient(subscription_id, sequence, available, data, reason)
+    return _published(subscription_id, sequence, available, data)
 
 
 def decode_republish(subscription_id: int, sequence: int, data: Any) -> Published | None:
     """A RepublishResponse. asyncua's server answers with an empty message where the standard wants BadMessageNotAvailable."""
     try:
-        response = ua_binary.struct_from_binary(ua.RepublishResponse, data.copy())
+        ua_binary.nodeid_from_binary(data)
+        header = ua_binary.struct_from_binary(ua.ResponseHeader, data)
+        data.skip(4)  # its sequence number: we asked for it
     except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
-        with suppress(Exception):
-            ua_binary.nodeid_from_binary(data)
-            ua_binary.struct_from_binary(ua.ResponseHeader, data)
-            data.skip(4)  # its sequence number: we asked for it
-        return _lenient(subscription_id, sequence, [], data, f"{type(error).__name__}: {error}")
-    response.ResponseHeader.ServiceResult.check()
-    message = response.NotificationMessage
-    if not message.NotificationData:
-        return None
-    return Published(subscription_id, message.SequenceNumber, message.NotificationData, [])
+        return Published(subscription_id, sequence, None, [], _told(error))
+    header.ServiceResult.check()
+    published = _published(subscription_id, sequence, [], data)
+    return None if published.notifications == [] else published
 
 
-def _lenient(subscription_id: int, sequence: int, available: list[int], data: Any, reason: str) -> Published:
-    """What can be had of a message that asyncua cannot decode; nothing but its number where that fails too."""
+def _published(subscription_id: int, sequence: int, available: list[int], data: Any) -> Published:
     try:
-        return Published(subscription_id, sequence, _lenient_notifications(data), available)
-    except Exception:  # noqa: BLE001 - a decoder of foreign bytes raises anything
-        return Published(subscription_id, sequence, None, available, reason[:200])
+        data.skip(8)  # PublishTime
+        return Published(subscription_id, sequence, _notifications(data), available)
+    except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
+        return Published(subscription_id, sequence, None, available, _told(error))
 
 
-def _lenient_notifications(data: Any) -> list[Any]:
-    """Notifications with a field that asyncua cannot decode: that field becomes a text that says so, and nothing else is lost.
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
-    Such a field is a structure (asyncua has SessionSecurityDiagnosticsDataType wrong, for one), and a structure carries its length.
-    """
-    primitives: Any = ua_binary.Primitives
-    primitives.DateTime.unpack(data)
+
+def _notifications(data: Any) -> list[Any]:
     names = ua.ObjectIds
     notifications: list[Any] = []
-    for _ in range(primitives.Int32.unpack(data)):
+    for _ in range(_INT32.unpack(data.read(4))[0]):
         kind, body = _extension(data)
         if kind.Identifier == names.DataChangeNotification_Encoding_DefaultBinary:
-            items = [_lenient_item(body) for _ in range(primitives.Int32.unpack(body))]
-            notifications.append(ua.DataChangeNotification(MonitoredItems=items))
+            notifications.append(DataChanges(_changes(body.read(len(body)))))
         elif kind.Identifier == names.EventNotificationList_Encoding_DefaultBinary:
-            events = [_lenient_event(body) for _ in range(primitives.Int32.unpack(body))]
+            events = [_event(body) for _ in range(_INT32.unpack(body.read(4))[0])]
             notifications.append(ua.EventNotificationList(Events=events))
         elif kind.Identifier == names.StatusChangeNotification_Encoding_DefaultBinary:
             notifications.append(ua_binary.struct_from_binary(ua.StatusChangeNotification, body))
@@ -471,44 +475,77 @@ def _extension(data: Any) -> tuple[Any, Any]:
     kind = ua_binary.nodeid_from_binary(data)
     if not ord(data.read(1)) & 1:
         return kind, data.copy(0)
-    primitives: Any = ua_binary.Primitives
-    length = max(0, primitives.Int32.unpack(data))
+    length = max(0, _INT32.unpack(data.read(4))[0])
     body = data.copy(length)
     data.skip(length)
     return kind, body
 
 
-def _lenient_event(data: Any) -> Any:
-    primitives: Any = ua_binary.Primitives
-    handle = primitives.UInt32.unpack(data)
-    fields = [_lenient_variant(data) for _ in range(primitives.Int32.unpack(data))]
+def _changes(raw: bytes) -> list[Change]:
+    """A DataChangeNotification's items; the diagnostics behind them are of no interest. The loop of every reading: kept flat."""
+    changes = []
+    at = 4
+    for _ in range(_INT32.unpack_from(raw)[0]):
+        handle, mask = _ITEM.unpack_from(raw, at)
+        at += 5
+        value, code, source_us, server_us = None, 0, None, None
+        if mask & 0x01:
+            scalar = _SCALARS.get(raw[at])
+            if scalar is not None:
+                (value,) = scalar.unpack_from(raw, at + 1)
+                at += 1 + scalar.size
+            else:
+                value, at = _unusual(raw, at)
+        if mask & 0x02:
+            (code,) = _UINT32.unpack_from(raw, at)
+            at += 4
+        if mask & 0x04:
+            source_us = _time_us(_INT64.unpack_from(raw, at)[0])
+            at += 8
+        if mask & 0x10:  # picoseconds of the source
+            at += 2
+        if mask & 0x08:
+            server_us = _time_us(_INT64.unpack_from(raw, at)[0])
+            at += 8
+        if mask & 0x20:  # picoseconds of the server
+            at += 2
+        changes.append(Change(handle, value, code, source_us, server_us))
+    return changes
+
+
+def _time_us(ticks: int) -> int | None:
+    us = ticks // 10 - _EPOCH_US
+    return us if _TIME_US_MIN < us < _TIME_US_MAX else None
+
+
+def _unusual(raw: bytes, at: int) -> tuple[Any, int]:
+    """A value that is no plain number, and where it ends."""
+    if raw[at] == _STRING:
+        (length,) = _INT32.unpack_from(raw, at + 1)
+        end = at + 5 + max(0, length)
+        if end > len(raw):
+            raise ValueError("a text is longer than its message")
+        return (raw[at + 5 : end].decode("utf-8", "backslashreplace") if length >= 0 else None), end
+    data: Any = Buffer(raw[at:])
+    variant = _variant(data)
+    return variant.Value, len(raw) - len(data)
+
+
+def _event(data: Any) -> Any:
+    (handle,) = _UINT32.unpack(data.read(4))
+    fields = [_variant(data) for _ in range(_INT32.unpack(data.read(4))[0])]
     return ua.EventFieldList(ClientHandle=handle, EventFields=fields)
 
 
-def _lenient_item(data: Any) -> Any:
-    primitives: Any = ua_binary.Primitives
-    handle, mask = primitives.UInt32.unpack(data), ord(data.read(1))
-    value = _lenient_variant(data) if mask & 0x01 else None
-    status = ua.StatusCode(primitives.UInt32.unpack(data)) if mask & 0x02 else ua.StatusCode()
-    times = []
-    for present, fraction in ((0x04, 0x10), (0x08, 0x20)):
-        times.append(primitives.DateTime.unpack(data) if mask & present else None)
-        if mask & fraction:
-            primitives.UInt16.unpack(data)
-    whole = ua.DataValue(Value=value, StatusCode=status, SourceTimestamp=times[0], ServerTimestamp=times[1])
-    return ua.MonitoredItemNotification(ClientHandle=handle, Value=whole)
-
-
-def _lenient_variant(data: Any) -> Any:
+def _variant(data: Any) -> Any:
     ahead = data.copy()
     try:
         variant = ua_binary.variant_from_binary(ahead)
     except Exception:
         encoding = ord(data.read(1))
-        if encoding & 0x3F != ua.VariantType.ExtensionObject.value:
+        if encoding & 0x3F != _EXTENSION_OBJECT:
             raise
-        primitives: Any = ua_binary.Primitives
-        count = primitives.Int32.unpack(data) if encoding & 0x80 else 1
+        count = _INT32.unpack(data.read(4))[0] if encoding & 0x80 else 1
         kinds = [_extension(data)[0].to_string() for _ in range(count)]
         if encoding & 0x40:
             ua_binary.unpack_uatype_array(ua.VariantType.Int32, data)

@@ -106,6 +106,4 @@ def _checked(came: Published | Exception) -> Published:
 
 def _size(message: Published) -> int:
     notifications: list[Any] = message.notifications or []
-    return sum(
-        len(getattr(each, "MonitoredItems", None) or getattr(each, "Events", None) or ()) for each in notifications
-    )
+    return sum(len(getattr(each, "changes", None) or getattr(each, "Events", None) or ()) for each in notifications)

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from asyncua.common.utils import Buffer
+from asyncua.ua import ua_binary
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +31,7 @@ from agent.sources.opcua_nodes import (
     time_us,
 )
 from agent.sources.opcua_position import REMEMBERED_MAX, Position, Subscription
-from agent.sources.opcua_private import ua
+from agent.sources.opcua_private import Change, decode_republish, ua
 from agent.sources.opcua_trust import expires_in_days, first_certificate, own_identity, read_certificate
 
 URL = "opc.tcp://cell4:4840"
@@ -120,10 +122,25 @@ def test_a_sentinel_is_no_time(year: int) -> None:
     assert time_us(datetime(year, 1, 1, tzinfo=UTC)) is None
 
 
-def value(content: Any, *, status: int = 0, at: datetime | None = None, server: datetime | None = None) -> Any:
-    return ua.DataValue(
+def value(content: Any, *, status: int = 0, at: datetime | None = None, server: datetime | None = None) -> Change:
+    """As it comes over the wire."""
+    whole = ua.DataValue(
         ua.Variant(content), StatusCode=ua.StatusCode(status), SourceTimestamp=at, ServerTimestamp=server
     )
+    changes = ua.DataChangeNotification(MonitoredItems=[ua.MonitoredItemNotification(ClientHandle=1, Value=whole)])
+    message = ua.NotificationMessage(SequenceNumber=1, NotificationData=[changes])
+    published = decode_republish(
+        1, 1, Buffer(ua_binary.struct_to_binary(ua.RepublishResponse(NotificationMessage=message)))
+    )
+    assert published is not None
+    assert published.notifications is not None
+    change: Change = published.notifications[0].changes[0]
+    return change
+
+
+def test_text_that_is_no_utf_8_becomes_json() -> None:
+    for come in (value("Öl\udcff").value, ua_binary.Primitives.String.unpack(Buffer(b"\x02\x00\x00\x00\xc3\xff"))):
+        msgspec.json.encode(plain(come))
 
 
 def test_a_time_is_the_sources_or_the_servers_or_ours_and_says_which() -> None:

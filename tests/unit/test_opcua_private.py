@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import struct
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from agent.component import NotConnected
 from agent.sources.opcua_private import (
     MESSAGE_BYTES_MAX,
+    Change,
     Link,
     Login,
     ReadOnlyViolation,
@@ -183,12 +184,41 @@ def test_a_field_that_cannot_be_decoded_costs_itself_and_no_other_event(republis
     assert came[1] == ["second", None, 4]
     assert (came[0][0], came[0][2]) == ("first", 3)
     assert "cannot be decoded" in came[0][1]
-    last = published.notifications[1].MonitoredItems[1]
-    assert (last.ClientHandle, last.Value.Value.Value, last.Value.SourceTimestamp) == (
-        2,
-        7.5,
-        datetime(2026, 1, 1, tzinfo=UTC),
+    moment = round(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1_000_000)
+    assert published.notifications[1].changes[1] == Change(2, 7.5, 0, moment, moment)
+
+
+_scalars = st.one_of(
+    st.builds(ua.Variant, st.integers(-(2**31), 2**31 - 1), st.just(ua.VariantType.Int32)),
+    st.builds(ua.Variant, st.integers(0, 2**64 - 1), st.just(ua.VariantType.UInt64)),
+    st.builds(ua.Variant, st.integers(-128, 127), st.just(ua.VariantType.SByte)),
+    st.builds(ua.Variant, st.floats(allow_nan=False), st.just(ua.VariantType.Double)),
+    st.builds(ua.Variant, st.booleans()),
+    st.builds(ua.Variant, st.text(st.characters(exclude_categories=["Cs"])), st.just(ua.VariantType.String)),
+    st.builds(ua.Variant, st.binary(), st.just(ua.VariantType.ByteString)),
+    st.builds(ua.Variant, st.lists(st.integers(0, 255), min_size=1), st.just(ua.VariantType.UInt16)),
+)
+
+
+@given(st.lists(st.tuples(_scalars, st.integers(0, 2**32 - 1), st.booleans(), st.booleans()), min_size=1, max_size=8))
+def test_our_decoder_reads_what_asyncua_writes(items: list[tuple[Any, int, bool, bool]]) -> None:
+    moment = datetime(2026, 1, 1, 2, 3, 4, 567_890, tzinfo=UTC)
+    us = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    notified = []
+    for n, (variant, code, source, server) in enumerate(items):
+        times = {"SourceTimestamp": moment if source else None, "ServerTimestamp": moment if server else None}
+        whole = ua.DataValue(variant, StatusCode=ua.StatusCode(code), **times)
+        notified.append(ua.MonitoredItemNotification(ClientHandle=n, Value=whole))
+    message = ua.NotificationMessage(
+        SequenceNumber=9, NotificationData=[ua.DataChangeNotification(MonitoredItems=notified)]
     )
+    parameters = ua.PublishResult(SubscriptionId=5, NotificationMessage=message)
+    published = decode_publish(Buffer(ua_binary.struct_to_binary(ua.PublishResponse(Parameters=parameters))))
+    assert published.notifications is not None
+    assert published.notifications[0].changes == [
+        Change(n, variant.Value, code, us if source else None, us if server else None)
+        for n, (variant, code, source, server) in enumerate(items)
+    ]
 
 
 @given(st.binary(max_size=200))
