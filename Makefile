@@ -5,6 +5,7 @@
 PYTHON ?=
 DURATION ?=
 SEED ?= 7
+DATA ?=
 ARGS ?=
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
@@ -34,13 +35,13 @@ check: environment ## lint, format, types, import rules, tidiness
 	$(PY) -m pytest -q --no-header tests/unit/test_repository.py
 
 bench: environment tools ## measure speed, memory and latency, each against its limit in the same run
-	$(PY) -m pytest -m bench -s tests/bench $(ARGS)
+	$(PY) -m pytest -m bench -s $(filter-out %bench_detection.py,$(wildcard tests/bench/bench_*.py)) $(ARGS)
 
-bench-detection: environment ## measure what the detections find and what they raise for nothing
-	$(PY) -m pytest -m bench_detection -s tests/bench $(ARGS)
+bench-detection: environment ## measure what the detections find, on DATA=folder of CSV files and labels
+	LINEWARDEN_BENCH_DATA="$(DATA)" $(PY) -m pytest -m bench -s tests/bench/bench_detection.py $(ARGS)
 
-faults: environment tools ## the fault suite at length: kills, cut links, full disks, damaged files (seeded)
-	$(PY) -m pytest -m "not bench" --timeout 0 tests/faults $(ARGS)
+faults: environment tools ## the fault tests at length: kills, cut links, full disks, damaged files (seeded)
+	$(PY) -m pytest -m long --timeout 0 tests $(ARGS)
 
 package: environment ## build wheel, source archive, and a bundle that installs without internet, into dist/
 	@packaging/build.sh
