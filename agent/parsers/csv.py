@@ -84,29 +84,20 @@ class CsvParser:
         columns = list(self._config.columns) or memory.get("columns")
         delimiter = self._config.delimiter or memory.get("delimiter") or max(_DELIMITERS, key=text.count)
         cells = self._cells(text.removeprefix("\ufeff"), delimiter)
-        if cells is None:
+        names = [cell.strip() for cell in cells] if cells is not None else []
+        if cells is None or (columns is None and not _may_be_names(names)):
             return unknown(text, observed_us, observed_us, self._source)
-        names = [cell.strip() for cell in cells]
-        if columns is None or (not self._config.columns and self._is_header(names, columns)):
-            if columns is None and not _may_be_names(names):
-                return unknown(text, observed_us, observed_us, self._source)
+        if columns is None or names == columns:
             memory["columns"], memory["delimiter"] = names, delimiter
-            if columns is None or names == columns:
-                return None
-            return Event(
-                observed_us,
-                observed_us,
-                "log",
-                self._source,
-                message="the columns changed",
-                data={"columns": names, "before": columns},
-            )
-        if names == columns:
             return None
+        if not self._config.columns and self._is_header(names, columns):
+            memory["columns"], memory["delimiter"] = names, delimiter
+            data = {"columns": names, "before": columns}
+            return Event(observed_us, observed_us, "log", self._source, message="the columns changed", data=data)
         if len(cells) != len(columns):
             return unknown(text, observed_us, observed_us, self._source, {"cells": len(cells), "columns": len(columns)})
         record: dict[str, Any] = {
-            name: number_or_text(cell.strip()) for name, cell in zip(columns, cells, strict=True) if cell != ""
+            name: number_or_text(cell.strip()) for name, cell in zip(columns, cells, strict=True) if cell
         }
         return self._records.event(record, text, observed_us)
 

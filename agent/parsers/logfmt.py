@@ -1,4 +1,4 @@
-"""`logfmt`: `time=2026-03-01T10:00:00Z level=info msg="a \\"quoted\\" text" user=anna` on a line."""
+"""`logfmt`: `time=2026-03-01T10:00:00Z level=info msg="some text" user=anna` on a line."""
 
 import re
 from collections.abc import Sequence

@@ -54,7 +54,7 @@ _SSHD_RULES: dict[str, tuple[Rule, ...]] = {
     "Postponed": (Rule(r"Postponed (?P<method>\S+) for (?:invalid user )?(?P<actor>.*) from (?P<src>\S+) port (?P<port>\d+)", "authentication", "sign-in not decided yet"),),
     "Partial": (Rule(r"Partial (?P<method>\S+) for (?P<actor>.*) from (?P<src>\S+) port (?P<port>\d+)", "authentication", "sign-in needs one more step"),),
     "Received": (
-        Rule(rf"Received disconnect from{_FROM}:? ?(?P<code>\d+): (?P<reason>.*?)(?: \[preauth\])?$", "network.connection", "connection ended by the client"),
+        Rule(r"Received disconnect from (?P<src>[\da-fA-F.:]*[\da-fA-F.]|\S+?)(?: port (?P<port>\d+))?: ?(?P<code>\d+): (?P<reason>.*?)(?: \[preauth\])?$", "network.connection", "connection ended by the client"),
         Rule(r"Received signal (?P<signal>\d+)", "system.service.stopped", "sshd stops"),
     ),
     "Disconnected": (
@@ -158,7 +158,7 @@ def _sudo(text: str, data: dict[str, Any]) -> Found | None:
         "GROUP": "target_group",
         "TSID": "session",
     }
-    for field in _SUDO_FIELD.split(before):
+    for field in _SUDO_FIELD.split(before.removesuffix(" ; ")):
         name, equals, value = field.rpartition(" ; ")[2].partition("=")
         if equals and name in names:
             data[names[name]] = value.removesuffix(" ;").strip()

@@ -1,8 +1,8 @@
 """A record of named values (a JSON line, logfmt, a CSV row, a regular expression's groups) → an event.
 
 Which key means what is found by its usual names, or told by the options. The text that a program wrote may name people, and nobody can
-tell from outside, so it is `raw`, which is personal, unless the options say `message_is_personal = false`. Personal keys that lie deeper in the
-record are lifted to `data.person`, for only the outermost keys of `data` are looked at when personal data is set apart.
+tell from outside, so it is `raw`, which is personal, unless the options say `message_is_personal = false`. Personal keys that lie
+deeper in the record are lifted to `data.person`, for only the outermost keys of `data` are looked at when personal data is set apart.
 """
 
 import re
@@ -70,9 +70,9 @@ _OURS_ALONE = ("alert", "agent", "collection")
 """Types that a log must not claim for itself."""
 
 SEVERITY_OF_LEVEL = {
-    "emerg": 5, "emergency": 5, "panic": 5, "fatal": 5, "alert": 5, "crit": 4, "critical": 4, "error": 3, "err": 3, "severe": 3, "failure": 3,
-    "warn": 2, "warning": 2, "notice": 1, "info": 1, "information": 1, "informational": 1, "http": 1, "verbose": 1, "debug": 1, "trace": 1,
-    "silly": 1, "fine": 1,
+    "emerg": 5, "emergency": 5, "panic": 5, "fatal": 5, "alert": 5, "crit": 4, "critical": 4, "error": 3, "err": 3, "severe": 3,
+    "failure": 3, "warn": 2, "warning": 2, "notice": 1, "info": 1, "information": 1, "informational": 1, "http": 1, "verbose": 1, "debug": 1,
+    "trace": 1, "silly": 1, "fine": 1,
 }  # fmt: skip
 
 
@@ -86,8 +86,8 @@ class RecordOptions:
     """How records are understood. Empty: by the usual names.
 
     type: the event type where the record names none that the taxonomy knows.
-    fields: key of the record → the event's field (time, type, level, message, correlation_id, src_ip, target, outcome, actor), or a new
-        name in `data`.
+    fields: key of the record → the event's field (time, type, level, message, correlation_id, src_ip, target, outcome, actor),
+        or a new name in `data`.
     drop: keys left out.
     """
 

@@ -145,9 +145,7 @@ class LogSource:
         self._name = name
         self._config = config
         self._report = report
-        self._parser = parser_of(
-            config.parser, config.options, Context(name, config.keep_raw, zone_of(config.time_zone))
-        )
+        self._parser = config.make_parser(name)
         self._files = Files(config.paths, files_max=config.files_max, grace_s=config.rotation_grace_s)
         self._label = len(config.paths) > 1 or any(has_magic(path) for path in config.paths)
         self._troubled: set[str] = set()

@@ -16,15 +16,20 @@ descriptor.
 # Plain strings: ten thousand paths, twice a second: plain strings cost a tenth of pathlib.
 # ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH120, PTH123, PTH207
 
+import errno
+import gzip
 import os
 import re
 import stat
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from glob import has_magic, iglob
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import zstandard
 
 HEAD_BYTES = 1_024
 BLOCK_BYTES = 262_144
@@ -33,6 +38,8 @@ FDS_MAX = 256
 """Descriptors kept open. Beyond it the one that was not read for longest is closed, and opened again when it is needed."""
 ORPHAN_FDS_MAX = 64
 """Descriptors kept open of files that were renamed out of sight or deleted."""
+ARCHIVES_OPEN_MAX = 4
+"""Archives being unpacked at once; one that is closed in between is unpacked from its beginning again."""
 RETIRED_MAX = 1_000
 """Streams remembered after their file went out of sight, so that a disk that is mounted again is not read twice."""
 RENAMED_KEEP_S = 3_600.0
@@ -169,6 +176,58 @@ def family_of(path: str) -> str:
     return os.path.join(directory, _SUFFIX.sub("", name) or name)
 
 
+def is_archive(path: str) -> bool:
+    """Whether a file is compressed, by its name."""
+    return path.endswith((".gz", ".zst"))
+
+
+class Archive:
+    """A compressed file, read from front to back. Going back begins anew; nothing is ever unpacked to disk."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._at = 0
+        self.head = self.read_at(0, HEAD_BYTES)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        """Up to `n` bytes of the content from `offset` on; fewer at its end. Raises OSError."""
+        try:
+            if self._file is None or offset < self._at:
+                self.close()
+                self._file = gzip.open(self._path) if self._path.endswith(".gz") else _open_zstd(self._path)  # noqa: SIM115  # kept open between reads
+                self._at = 0
+            while self._at < offset:
+                passed = len(self._file.read(min(offset - self._at, BLOCK_BYTES)))
+                if not passed:
+                    return b""
+                self._at += passed
+            pieces: list[bytes] = []
+            while n > 0:
+                piece = self._file.read(n)
+                if not piece:
+                    break
+                pieces.append(piece)
+                n -= len(piece)
+                self._at += len(piece)
+            return b"".join(pieces)
+        except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+            raise OSError(errno.EIO, f"the archive is damaged or not finished ({error})", self._path) from None
+
+
+def _open_zstd(path: str) -> IO[bytes]:
+    file = open(path, "rb")  # noqa: SIM115  # closed with its reader
+    reader: IO[bytes] = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
+        file, read_across_frames=True, closefd=True
+    )
+    return reader
+
+
 class Files:
     """All the tails of a source, and their open descriptors."""
 
@@ -179,6 +238,7 @@ class Files:
         self.tails: dict[Id, Tail] = {}
         self.retired: OrderedDict[Id, Tail] = OrderedDict()
         self._fds: OrderedDict[Id, int] = OrderedDict()
+        self._archives: OrderedDict[Id, Archive] = OrderedDict()
         self.troubles: dict[str, str] = {}
         self.lost: list[Tail] = []
         self.by_path: dict[str, Tail] = {}
@@ -197,6 +257,8 @@ class Files:
     def close(self) -> None:
         while self._fds:
             os.close(self._fds.popitem()[1])
+        while self._archives:
+            self._archives.popitem()[1].close()
 
     # What is there
 
@@ -206,8 +268,6 @@ class Files:
         for pattern in self._paths:
             matched = False
             for path in self._expand(pattern):
-                if path.endswith((".gz", ".zst")):
-                    continue
                 try:
                     status = os.stat(path)
                 except FileNotFoundError:
@@ -219,6 +279,8 @@ class Files:
                     self.troubles[path] = f"{path} is not a regular file"
                     continue
                 matched = True
+                if is_archive(path) and time.time() - status.st_mtime < self._grace_s:
+                    continue  # may still be written; one that was made from an old file has that file's time
                 if len(found) >= self._files_max and (status.st_dev, status.st_ino) not in found:
                     self.troubles[pattern] = (
                         f"more than files_max = {self._files_max} files; the rest is not read. Narrow the paths or raise files_max"
@@ -296,7 +358,7 @@ class Files:
         if status.st_size != tail.size:
             tail.grew_at = now
         tail.size, tail.mtime_ns = status.st_size, status.st_mtime_ns
-        if (tail.size, tail.mtime_ns) != tail.seen:
+        if (tail.size, tail.mtime_ns) != tail.seen and not tail.state.get("done"):
             tail.due = True
 
     def look(self, path: str) -> None:
@@ -318,7 +380,11 @@ class Files:
         # A copy has a name that a rotation gave it.
         origin = _origin(path, kin.get(family, ())) if path != family else None
         if origin is not None:
-            if status.st_size >= origin.offset:
+            if is_archive(path):
+                if origin.id in self._fds and origin.gone_at is not None:
+                    return None  # the file that was compressed is still being read to its end
+                tail = origin.at(origin.offset, path, id_) if _has_last(origin, path) else tail
+            elif status.st_size >= origin.offset:
                 if _has_last(origin, path):
                     tail = origin.at(origin.offset, path, id_)
             elif status.st_size <= HEAD_BYTES or time.time() - status.st_mtime < self._grace_s:
@@ -333,6 +399,9 @@ class Files:
     @staticmethod
     def _to_end(tail: Tail, size: int) -> None:
         """Stand after the last complete line."""
+        if is_archive(tail.path):
+            tail.state["done"] = True
+            return
         try:
             with open(tail.path, "rb", buffering=0) as file:
                 begin = max(0, size - BLOCK_BYTES)
@@ -352,6 +421,8 @@ class Files:
                 else:
                     tail.gone_at = None
                 return
+            if tail.id not in self.tails:
+                return  # it goes on as an archive
         fd = self._fds.get(tail.id)
         try:
             status = os.fstat(fd) if fd is not None else os.stat(tail.path)
@@ -367,7 +438,7 @@ class Files:
             self._forget(tail, lost=False)
 
     def _find_renamed(self, tail: Tail) -> bool:
-        for path in _siblings(tail.path):
+        for path in (tail.path, *_siblings(tail.path)):
             try:
                 status = os.stat(path)
                 if (status.st_dev, status.st_ino) == tail.id and tail.is_head(_first_bytes(path)):
@@ -375,6 +446,23 @@ class Files:
                     return True
             except OSError:
                 continue
+        return self._find_compressed(tail)
+
+    def _find_compressed(self, tail: Tail) -> bool:
+        """Look for the archive that the file was turned into, and read on there."""
+        for path in _siblings(tail.path, archives=True):
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            id_ = (status.st_dev, status.st_ino)
+            if id_ not in self.tails and tail.is_head(_first_bytes(path)) and _has_last(tail, path):
+                archived = tail.at(tail.offset, path, id_)
+                archived.gone_at = archived.grew_at = time.monotonic()
+                self.retired.pop(id_, None)
+                self.tails[id_] = archived
+                self._forget(tail, lost=False)
+                return True
         return False
 
     def _forget(self, tail: Tail, *, lost: bool) -> None:
@@ -390,12 +478,19 @@ class Files:
             self.retired.popitem(last=False)
 
     def ended(self, tail: Tail) -> bool:
-        """Whether nothing more is expected of a stream: its file was rotated away and has not grown for the grace."""
-        return tail.gone_at is not None and time.monotonic() - max(tail.gone_at, tail.grew_at) > self._grace_s
+        """Whether nothing more is expected of a stream: an archive, or rotated away and not grown for the grace."""
+        return (
+            is_archive(tail.path)
+            or tail.gone_at is not None
+            and time.monotonic() - max(tail.gone_at, tail.grew_at) > self._grace_s
+        )
 
     # Reading
 
     def _close(self, id_: Id) -> None:
+        archive = self._archives.pop(id_, None)
+        if archive is not None:
+            archive.close()
         fd = self._fds.pop(id_, None)
         if fd is not None:
             os.close(fd)
@@ -438,7 +533,27 @@ class Files:
                 break
         return blocks
 
+    def _archived(self, tail: Tail) -> Block:
+        archive = self._archives.get(tail.id)
+        if archive is None:
+            archive = self._archives[tail.id] = Archive(tail.path)
+            while len(self._archives) > ARCHIVES_OPEN_MAX:
+                self._archives.popitem(last=False)[1].close()
+        status = os.stat(tail.path)
+        if not tail.is_head(archive.head):
+            raise Replaced
+        tail.head = tail.head or archive.head[: tail.head_bytes]
+        data = archive.read_at(tail.offset, BLOCK_BYTES)
+        end = len(data) < BLOCK_BYTES
+        if end:
+            tail.seen = (status.st_size, status.st_mtime_ns)
+            tail.state["done"] = True
+            self._close(tail.id)
+        return Block(data, archive.head, status.st_mtime_ns // 1000, end)
+
     def _block(self, tail: Tail) -> Block:
+        if is_archive(tail.path):
+            return self._archived(tail)
         fd = self._open(tail)
         # The status before the data: what is written between the two is then noticed as a change.
         status = os.fstat(fd)
@@ -470,7 +585,7 @@ class Files:
 
     def _adopt_copy(self, tail: Tail) -> bool:
         """Look for the copy of what the file was, and read on there. False where there is none that reaches so far."""
-        for path in _siblings(tail.path):
+        for path in (*_siblings(tail.path), *_siblings(tail.path, archives=True)):
             try:
                 status = os.stat(path)
             except OSError:
@@ -479,7 +594,7 @@ class Files:
             head = _first_bytes(path)
             if id_ == tail.id or not head or _origin(path, (tail,)) is None:
                 continue
-            if status.st_size < tail.offset:
+            if not is_archive(path) and status.st_size < tail.offset:
                 # It was copied before the last lines that we read were written: nothing in it is new.
                 if id_ not in self.tails:
                     self.retired[id_] = tail.at(status.st_size, path, id_)
@@ -519,10 +634,21 @@ def _origin(path: str, kin: Iterable[Tail]) -> Tail | None:
     return None
 
 
+def _read_at(path: str, offset: int, n: int) -> bytes:
+    """Bytes of the content of a file, compressed or not. Raises OSError."""
+    if is_archive(path):
+        archive = Archive(path)
+        try:
+            return archive.read_at(offset, n)
+        finally:
+            archive.close()
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), n, offset)
+
+
 def _first_bytes(path: str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read(HEAD_BYTES)
+        return _read_at(path, 0, HEAD_BYTES)
     except OSError:
         return b""
 
@@ -533,15 +659,14 @@ def _has_last(tail: Tail, path: str) -> bool:
     if not n or "last" not in tail.state:
         return False
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), n, tail.offset - n)
+        data = _read_at(path, tail.offset - n, n)
     except OSError:
         return False
     return _hash(data) == str(tail.state["last"])
 
 
-def _siblings(path: str) -> list[str]:
-    """The other files of the same family, newest first."""
+def _siblings(path: str, *, archives: bool = False) -> list[str]:
+    """The other files of the same family, newest first; the compressed ones, or the others."""
     family = family_of(path)
     directory = os.path.dirname(path) or "."
     found: list[tuple[float, str]] = []
@@ -549,12 +674,7 @@ def _siblings(path: str) -> list[str]:
         with os.scandir(directory) as entries:
             for entry in entries:
                 full = os.path.join(os.path.dirname(path), entry.name)
-                if (
-                    full != path
-                    and family_of(full) == family
-                    and not full.endswith((".gz", ".zst"))
-                    and entry.is_file()
-                ):
+                if full != path and is_archive(full) is archives and family_of(full) == family and entry.is_file():
                     found.append((entry.stat().st_mtime, full))
     except OSError:
         return []

@@ -1,14 +1,20 @@
 """The log source on real files, with a real writer's rotations."""
 
 import asyncio
+import gzip
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent.component import Cursor, Report
 from agent.simulator.logs import LogWriter, Script, write_log
@@ -360,3 +366,170 @@ async def test_a_file_system_that_goes_away_and_comes_back_is_not_read_twice(tmp
         await second.lines(5)
         assert second.numbers == list(range(101, 106))
         assert second.gaps == []
+
+
+def compress(path: Path, suffix: str) -> Path:
+    """As logrotate has it: a new file with the content and the time of the old one, then the old one is deleted."""
+    packed = path.with_name(path.name + suffix)
+    status = path.stat()
+    packed.write_bytes(gzip.compress(path.read_bytes()) if suffix == ".gz" else zstandard.compress(path.read_bytes()))
+    os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    path.unlink()
+    return packed
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+async def test_a_backlog_with_compressed_files_is_read_oldest_first_and_not_again_after_a_restart(
+    tmp_path: Path, suffix: str
+) -> None:
+    for n, name in enumerate(["auth.log.3", "auth.log.2", "auth.log.1", "auth.log"]):
+        write_log(tmp_path / name, count=4_000, first=1 + 4_000 * n)
+        os.utime(tmp_path / name, (1_700_000_000 + n * 1000,) * 2)
+    compress(tmp_path / "auth.log.3", suffix)
+    compress(tmp_path / "auth.log.2", suffix)
+    async with reading(tmp_path / "auth.log*") as first:
+        await first.lines(3_000)
+    async with reading(tmp_path / "auth.log*", cursor=first.cursor) as second:
+        await second.lines(16_000 - len(first.numbers))
+        assert first.numbers + second.numbers == list(range(1, 16_001))
+    async with reading(tmp_path / "auth.log*", cursor=second.cursor) as third:
+        await third.for_s(0.3)
+        assert third.events == []
+
+
+@pytest.mark.parametrize("glob", ["auth.log", "auth.log*"])
+async def test_a_file_rotated_and_compressed_while_the_agent_was_away_is_read_on_in_its_archive(
+    tmp_path: Path, glob: str
+) -> None:
+    """contrib#40523: rotate and compress duplicates."""
+    path = tmp_path / "auth.log"
+    write_log(path, count=300)
+    async with reading(tmp_path / glob) as first:
+        await first.lines(300)
+    write_log(path, count=200, first=301)
+    rotated = path.rename(tmp_path / "auth.log.1")
+    os.utime(rotated, (1_700_000_000,) * 2)
+    compress(rotated, ".gz")
+    write_log(path, count=10, first=501)
+    async with reading(tmp_path / glob, cursor=first.cursor) as second:
+        await second.lines(210)
+        await second.for_s(0.4)
+        assert second.numbers == list(range(301, 511))
+        # The new file may have got the inode of the old one: then it looks like a cut, and what a cut may lose is said.
+        assert all(gap.data["rest_recovered"] for gap in second.gaps)
+
+
+async def test_a_file_compressed_under_our_eyes_is_not_read_twice(tmp_path: Path) -> None:
+    path = tmp_path / "auth.log"
+    write_log(path, count=300)
+    async with reading(tmp_path / "auth.log*") as reader:
+        await reader.lines(300)
+        rotated = path.rename(tmp_path / "auth.log.1")
+        write_log(path, count=10, first=301)
+        await reader.lines(310)
+        compress(rotated, ".gz")
+        await reader.for_s(0.8)
+        assert reader.numbers == list(range(1, 311))
+        assert reader.gaps == []
+
+
+async def test_a_damaged_archive_is_named_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    write_log(tmp_path / "auth.log", count=5)
+    (tmp_path / "auth.log.2.gz").write_bytes(gzip.compress(b"line\n" * 1000)[:30])
+    os.utime(tmp_path / "auth.log.2.gz", (1_700_000_000,) * 2)
+    async with reading(tmp_path / "auth.log*") as reader:
+        await reader.lines(5)
+        assert "damaged or not finished" in reader.report.trouble[str(tmp_path / "auth.log.2.gz")]
+
+
+async def test_a_record_of_several_lines_is_given_out_when_nothing_follows(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    path.write_text("ERROR: a\n  at b\nINFO: c\n  d\n")
+    options = {"pattern": r"^(?P<level>\w+): (?P<message>[\s\S]*)"}
+    async with reading(path, parser="regex", options=options, multiline_start=r"^\w+:", hold_s=0.2) as reader:
+        await reader.lines(2)
+        assert reader.raws == ["a\n  at b", "c\n  d"]
+
+
+class Writing(RuleBasedStateMachine):
+    """However bytes are cut into writes, and files into rotations, every complete line is read once and in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.place = Path(tempfile.mkdtemp(prefix="linewarden-"))
+        self.path = self.place / "a.log"
+        self.file = self.path.open("ab")
+        self.no = self.rotations = 0
+        self.partial = b""
+        self.cursor: Cursor | None = None
+        self.got: list[str] = []
+        self.wanted: list[str] = []
+
+    @rule(n=st.integers(1, 30), cut=st.integers(0, 40))
+    def write(self, n: int, cut: int) -> None:
+        data = self.partial
+        for _ in range(n):
+            self.no += 1
+            self.wanted.append(f"line {self.no} ü")
+            data += f"line {self.no} ü\n".encode()
+        keep = len(data) - min(cut, len(data) - 1)
+        self.file.write(data[:keep])
+        self.file.flush()
+        self.partial = data[keep:]
+
+    def _finish(self) -> None:
+        self.file.write(self.partial)
+        self.file.flush()
+        self.partial = b""
+
+    @rule()
+    def rename(self) -> None:
+        self._finish()
+        self.file.close()
+        self.rotations += 1
+        self.path.rename(self.place / f"a.log.{self.rotations}")
+        self.file = self.path.open("ab")
+
+    @rule()
+    def copy_and_cut(self) -> None:
+        self._finish()
+        self._read(whole=True)
+        self.rotations += 1
+        shutil.copy(self.path, self.place / f"a.log.{self.rotations}")
+        os.truncate(self.path, 0)
+        self._read(whole=True)  # two cuts between two looks cannot be told from one
+
+    @rule()
+    def read(self) -> None:
+        self._read(whole=False)
+
+    def _read(self, *, whole: bool) -> None:
+        async def some() -> None:
+            async with reading(self.place / "a.log*", cursor=self.cursor, rotation_grace_s=60) as reader:
+                with suppress(TimeoutError):
+                    await reader.until(
+                        lambda _: whole and len(self.got) + len(reader.raws) >= len(self.wanted),
+                        0.05 if not whole else 5,
+                    )
+                self.cursor = reader.cursor
+                self.got += reader.raws
+
+        self.loop.run_until_complete(some())
+
+    @invariant()
+    def in_order(self) -> None:
+        assert self.got == self.wanted[: len(self.got)]
+
+    def teardown(self) -> None:
+        self._finish()
+        self._read(whole=True)
+        self.file.close()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+        shutil.rmtree(self.place)
+        assert self.got == self.wanted
+
+
+TestWriting = Writing.TestCase
+TestWriting.settings = settings(max_examples=15, stateful_step_count=10, deadline=None)
