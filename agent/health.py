@@ -12,6 +12,7 @@ Times are µs since the epoch, UTC (`_us`); durations are seconds (`_s`).
 """
 
 import os
+import re
 import resource
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -50,6 +51,8 @@ UNIX = "unix:"
 UNIX_PATH_BYTES_MAX = 107
 """What the kernel takes."""
 
+_HOST = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+(%[0-9a-z]+)?")
+
 
 def parse_address(text: str) -> Address:
     """The address in "127.0.0.1:8801", "[::1]:8801" or "unix:/path". Raises ValueError with a sentence."""
@@ -67,7 +70,7 @@ def parse_address(text: str) -> Address:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or port is None or text.rpartition(":")[0].strip("[]").lower() != host:
+    if not host or port is None or not _HOST.fullmatch(host) or text.rpartition(":")[0].strip("[]").lower() != host:
         raise ValueError(
             f"{text!r} is not an address to listen on; write 127.0.0.1:8801, [::1]:8801 or unix:/run/linewarden/agent.sock"
         )

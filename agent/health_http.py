@@ -18,6 +18,7 @@ import ipaddress
 import logging
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ SOCKET_MODE = 0o660
 LINGER_S_MAX = 1.0
 """What a refused client still sends is read so long, so that the answer reaches it before the connection is reset."""
 LINGER_BYTES_MAX = 1_048_576
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER of no time: closing resets the connection."""
 
 
 class Address(NamedTuple):
@@ -147,6 +151,7 @@ class HttpServer:
         self._servers: list[asyncio.Server] = []
         self._sockets: list[tuple[Path, int]] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
+        self._turned_away: set[asyncio.Task[None]] = set()
 
     def add(self, method: str, path: str, route: Route) -> None:
         """Answer `method` at `path`. GET answers HEAD too."""
@@ -193,7 +198,7 @@ class HttpServer:
         for task, connection in list(self._connections.items()):
             if connection.idle:
                 task.cancel()
-        tasks = list(self._connections)
+        tasks = [*self._connections, *self._turned_away]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=CLOSE_S_MAX)
             for task in late:
@@ -213,15 +218,26 @@ class HttpServer:
         connection = _Connection(reader, writer, self._limits)
         try:
             if len(self._connections) >= self._limits.connections_max and not self._make_room():
-                await connection.turn_away()
-                return
-            self._connections[task] = connection
-            await connection.run(self._answer)
+                await self._turn_away(task, connection)
+            else:
+                self._connections[task] = connection
+                await connection.run(self._answer)
         except asyncio.CancelledError:
             # By `close` or `_make_room`: the task is this connection's own, and nobody waits for its result.
             connection.abort()
         finally:
             self._connections.pop(task, None)
+            self._turned_away.discard(task)
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _turn_away(self, task: asyncio.Task[None], connection: "_Connection") -> None:
+        # Being polite takes a connection too: beyond as many again, they are cut without a word.
+        if len(self._turned_away) >= self._limits.connections_max:
+            connection.abort()
+        else:
+            self._turned_away.add(task)
+            await connection.turn_away()
 
     def _make_room(self) -> bool:
         idle = [(each.idle_since, task) for task, each in self._connections.items() if each.idle]
@@ -247,7 +263,7 @@ class HttpServer:
             return refused.response()
         except TimeoutError:
             text = f"it took longer than {limit_s:g} s"
-            if connection.is_receiving:
+            if not connection.request_is_whole():
                 return Refused(HTTPStatus.REQUEST_TIMEOUT, f"the body was not there: {text}").response()
             return Refused(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": "5"}).response()
         except (h11.RemoteProtocolError, ConnectionError, asyncio.IncompleteReadError):
@@ -332,13 +348,19 @@ class _Connection:
         self._limits = limits
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES_MAX)
 
-    @property
-    def is_receiving(self) -> bool:
-        """Whether part of the request is still to come."""
-        return self._http.their_state is h11.SEND_BODY
+    def request_is_whole(self) -> bool:
+        """Whether all of it has been read. What is read here is not read again."""
+        with suppress(h11.RemoteProtocolError):
+            while self._http.their_state is h11.SEND_BODY and isinstance(self._http.next_event(), h11.EndOfMessage):
+                pass
+        return self._http.their_state is h11.DONE
 
     def abort(self) -> None:
-        """Cut it."""
+        """Cut it, with whatever the kernel still holds for it."""
+        sock = self._writer.get_extra_info("socket")
+        if sock is not None:
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._writer.transport.abort()
 
     async def turn_away(self) -> None:
@@ -430,18 +452,12 @@ class _Connection:
             ("X-Content-Type-Options", "nosniff"),
             *response.headers.items(),
         ]
-        if not self._request_is_whole():
+        if not self.request_is_whole():
             headers.append(("Connection", "close"))
         await self._write(h11.Response(status_code=response.status, headers=headers))
         if response.body and (head is None or head.method != b"HEAD"):
             await self._write(h11.Data(data=response.body))
         await self._write(h11.EndOfMessage())
-
-    def _request_is_whole(self) -> bool:
-        with suppress(h11.RemoteProtocolError):
-            while self._http.their_state is h11.SEND_BODY and isinstance(self._http.next_event(), h11.EndOfMessage):
-                pass
-        return self._http.their_state is h11.DONE
 
     async def _write(self, event: Any) -> None:
         data = self._http.send(event)
@@ -450,7 +466,8 @@ class _Connection:
             await self._writer.drain()
 
     async def _end(self) -> None:
-        """Close in order: say that no more comes, hear the rest for a moment, then go."""
+        """Close in order: say that no more comes, hear the rest for a moment, then go. May be cut short for somebody else."""
+        self.idle, self.idle_since = True, 0.0
         try:
             async with asyncio.timeout(LINGER_S_MAX):
                 if self._writer.can_write_eof():
