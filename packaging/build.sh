@@ -46,7 +46,11 @@ echo "$PYTHONS" >"$bundle/pythons"
 tar -C "$scratch" --sort=name --owner=0 --group=0 --numeric-owner -czf "dist/$name.tar.gz" "$name"
 say "bundle $name.tar.gz ($(du -h "dist/$name.tar.gz" | cut -f1))"
 
-if [ "$ARCH" = "$(uname -m)" ]; then
+release=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case " $PYTHONS " in *" $release "*) known=yes ;; *) known= ;; esac
+if [ "$ARCH" != "$(uname -m)" ] || [ -z "$known" ]; then
+    say "not tried here: it is for $ARCH and Python $PYTHONS, this is $(uname -m) and Python $release"
+else
     mkdir "$scratch/try" && tar -C "$scratch/try" -xzf "dist/$name.tar.gz"
     root=$scratch/root
     for role in agent collector agent; do
