@@ -27,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from glob import has_magic, iglob
 from hashlib import blake2b
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import zstandard
 
@@ -198,18 +198,19 @@ class Archive:
     def read_at(self, offset: int, n: int) -> bytes:
         """Up to `n` bytes of the content from `offset` on; fewer at its end. Raises OSError."""
         try:
-            if self._file is None or offset < self._at:
+            file = self._file
+            if file is None or offset < self._at:
                 self.close()
-                self._file = gzip.open(self._path) if self._path.endswith(".gz") else _open_zstd(self._path)  # noqa: SIM115  # kept open between reads
+                file = self._file = _opened(self._path)
                 self._at = 0
             while self._at < offset:
-                passed = len(self._file.read(min(offset - self._at, BLOCK_BYTES)))
+                passed = len(file.read(min(offset - self._at, BLOCK_BYTES)))
                 if not passed:
                     return b""
                 self._at += passed
             pieces: list[bytes] = []
             while n > 0:
-                piece = self._file.read(n)
+                piece = file.read(n)
                 if not piece:
                     break
                 pieces.append(piece)
@@ -220,7 +221,9 @@ class Archive:
             raise OSError(errno.EIO, f"the archive is damaged or not finished ({error})", self._path) from None
 
 
-def _open_zstd(path: str) -> IO[bytes]:
+def _opened(path: str) -> IO[bytes]:
+    if path.endswith(".gz"):
+        return cast("IO[bytes]", gzip.open(path))  # kept open between reads
     file = open(path, "rb")  # noqa: SIM115  # closed with its reader
     reader: IO[bytes] = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
         file, read_across_frames=True, closefd=True
@@ -479,11 +482,9 @@ class Files:
 
     def ended(self, tail: Tail) -> bool:
         """Whether nothing more is expected of a stream: an archive, or rotated away and not grown for the grace."""
-        return (
-            is_archive(tail.path)
-            or tail.gone_at is not None
-            and time.monotonic() - max(tail.gone_at, tail.grew_at) > self._grace_s
-        )
+        if is_archive(tail.path):
+            return True
+        return tail.gone_at is not None and time.monotonic() - max(tail.gone_at, tail.grew_at) > self._grace_s
 
     # Reading
 

@@ -1,0 +1,198 @@
+"""The journal source on real journal files, written by systemd-journal-remote and read by the real journalctl."""
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.component import ConfigError, Cursor, NotConnected, Report
+from agent.sources import journal
+from agent.sources.journal import JournalConfig, JournalSource
+from agent.wire.event import Event
+
+REMOTE = "/usr/lib/systemd/systemd-journal-remote"
+needs_journal = pytest.mark.skipif(
+    not Path(REMOTE).exists() or shutil.which("journalctl") is None,
+    reason="needs journalctl and systemd-journal-remote",
+)
+
+
+class Journal:
+    """A journal file of a machine."""
+
+    def __init__(self, directory: Path, boot: str = "0123456789abcdef0123456789abcdef") -> None:
+        self.directory = directory
+        self.boot = boot
+        self.no = 0
+        self.at_us = time.time_ns() // 1000 - 60_000_000
+
+    def write(self, *messages: str | bytes, **fields: str) -> None:
+        export = b""
+        for message in messages:
+            self.no += 1
+            values = {
+                "__REALTIME_TIMESTAMP": str(self.at_us + self.no * 1000), "__MONOTONIC_TIMESTAMP": str(self.no), "_BOOT_ID": self.boot,
+                "_HOSTNAME": "station-1", "SYSLOG_IDENTIFIER": "sshd", "_PID": str(self.no), "PRIORITY": "6", **fields,
+            }  # fmt: skip
+            export += "".join(f"{name}={value}\n" for name, value in values.items()).encode()
+            if isinstance(message, bytes):
+                export += b"MESSAGE\n" + len(message).to_bytes(8, "little") + message + b"\n\n"
+            else:
+                export += f"MESSAGE={message}\n\n".encode()
+        self.directory.mkdir(exist_ok=True)
+        subprocess.run(
+            [REMOTE, "-o", str(self.directory / "t.journal"), "-"], input=export, check=True, capture_output=True
+        )
+
+
+def refused(n: int) -> str:
+    return f"Failed password for root from 203.0.113.7 port {n} ssh2"
+
+
+@asynccontextmanager
+async def reading(directory: Path, cursor: Cursor | None = None, **options: Any) -> AsyncIterator[Any]:
+    source = JournalSource("journal", JournalConfig(directory=str(directory), **options), Report())
+    batches = source.batches(cursor)
+    state: dict[str, Any] = {"cursor": cursor, "events": []}
+
+    async def read(n: int) -> list[Event]:
+        async with asyncio.timeout(20):
+            while len(state["events"]) < n:
+                events, after = await anext(batches)
+                state["events"] += events
+                state["cursor"] = after or state["cursor"]
+        return list(state["events"])
+
+    read.state = state  # type: ignore[attr-defined]
+    try:
+        yield read
+    finally:
+        await batches.aclose()  # type: ignore[attr-defined]
+
+
+@needs_journal
+async def test_entries_are_read_followed_and_resumed_each_once(tmp_path: Path) -> None:
+    """fluent-bit#7019, contrib#39061, wazuh#26778: the journal stalls or loses."""
+    machine = Journal(tmp_path / "j")
+    machine.write(*(refused(n) for n in range(1, 201)))
+    async with reading(machine.directory) as read:
+        await read(200)
+        machine.write(refused(201))
+        events = await read(201)
+        assert [event.data["pid"] for event in events] == list(range(1, 202))
+        assert (events[0].type, events[0].src_ip, events[0].actor, events[0].data["host"]) == (
+            "authentication.failure",
+            "203.0.113.7",
+            "root",
+            "station-1",
+        )
+        assert events[0].time == machine.at_us + 1000
+        cursor = read.state["cursor"]
+    machine.write(refused(202), refused(203))
+    async with reading(machine.directory, cursor) as read:
+        assert [event.data["pid"] for event in await read(2)] == [202, 203]
+
+
+@needs_journal
+async def test_a_cursor_of_another_journal_is_noticed_and_reading_goes_on_by_time_with_a_gap(tmp_path: Path) -> None:
+    ours, other = Journal(tmp_path / "a"), Journal(tmp_path / "b")
+    ours.write(*(refused(n) for n in range(5)))
+    async with reading(ours.directory) as read:
+        await read(5)
+        cursor = read.state["cursor"]
+    other.at_us = ours.at_us
+    other.write(*(refused(n) for n in range(9)))
+    async with reading(other.directory, cursor) as read:
+        events = await read(5)
+        assert events[0].type == "collection.gap"
+        assert events[0].data["events"] is None
+        assert [event.data["pid"] for event in events[1:]] == [6, 7, 8, 9]
+
+
+@needs_journal
+async def test_bytes_filters_levels_and_units(tmp_path: Path) -> None:
+    machine = Journal(tmp_path / "j")
+    machine.write(b"bin\xff\nary", SYSLOG_IDENTIFIER="hmi", PRIORITY="3", _SYSTEMD_UNIT="hmi.service", _UID="1000")
+    machine.write("noise", SYSLOG_IDENTIFIER="other")
+    machine.write("e1000e 0000:00:1f.6 eth0: NIC Link is Down", SYSLOG_IDENTIFIER="kernel", _TRANSPORT="kernel")
+    async with reading(machine.directory, identifiers=("hmi", "kernel")) as read:
+        binary, link = await read(2)
+        assert (binary.type, binary.raw, binary.severity) == ("log.line", "bin\\xff\nary", 3)
+        assert binary.data == {
+            "unit": "hmi.service",
+            "actor_uid": "1000",
+            "host": "station-1",
+            "program": "hmi",
+            "pid": 1,
+        }
+        assert link.type == "network.link.down"
+
+
+@needs_journal
+async def test_with_from_start_off_only_what_comes_is_read(tmp_path: Path) -> None:
+    machine = Journal(tmp_path / "j")
+    machine.write(*(refused(n) for n in range(50)))
+    async with reading(machine.directory, from_start=False) as read:
+        pending = asyncio.ensure_future(read(1))
+        await asyncio.sleep(0.5)
+        machine.write(refused(51))
+        (event,) = await pending
+        assert event.data["pid"] == 51
+
+
+@needs_journal
+async def test_an_entry_that_is_too_long_is_passed_over_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "ENTRY_BYTES_MAX", 20_000)
+    monkeypatch.setattr(journal, "READ_BYTES", 8_192)
+    machine = Journal(tmp_path / "j")
+    machine.write("before", "x" * 100_000, "after")
+    async with reading(machine.directory) as read:
+        events = await read(3)
+        assert [event.raw or event.type for event in events if event.type != "collection.gap"] == ["before", "after"]
+        assert sum(event.type == "collection.gap" for event in events) == 1
+
+
+@needs_journal
+async def test_a_journalctl_that_hangs_is_noticed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rsyslog PR#5477: the journal is rotated, and nothing comes any more."""
+    monkeypatch.setattr(journal, "STALL_CHECK_S", 0.3)
+    machine = Journal(tmp_path / "j")
+    machine.write(refused(1))
+    deaf = tmp_path / "journalctl"
+    # The first time it follows, it gives what there is and then nothing any more.
+    deaf.write_text(
+        f'#!/bin/sh\ncase "$*" in *--follow*) if [ ! -e {tmp_path}/once ]; then touch {tmp_path}/once; '
+        'journalctl $(echo "$*" | sed s/--follow//); exec sleep 100; fi;; esac\nexec journalctl "$@"\n'
+    )
+    deaf.chmod(0o755)
+    async with reading(machine.directory, program=str(deaf)) as read:
+        await read(1)
+        machine.write(refused(2))
+        assert [event.data["pid"] for event in await read(2)] == [1, 2]
+
+
+async def test_a_computer_without_journalctl_is_told_what_to_do(tmp_path: Path) -> None:
+    config = JournalConfig(program="no-such-journalctl", directory=str(tmp_path / "none"))
+    assert [key for key, _, _ in config.problems()] == ["program", "directory"]
+    async with reading(tmp_path, program="no-such-journalctl") as read:
+        with pytest.raises(ConfigError, match="Install systemd"):
+            await read(1)
+
+
+async def test_a_journalctl_that_ends_is_not_connected_with_its_last_words(tmp_path: Path) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text("#!/bin/sh\necho 'Failed to open directory' >&2\nexit 1\n")
+    program.chmod(0o755)
+    async with reading(tmp_path, program=str(program)) as read:
+        with pytest.raises(NotConnected, match="Failed to open directory"):
+            await read(1)
