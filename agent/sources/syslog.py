@@ -282,7 +282,7 @@ class Stream(asyncio.Protocol):
             return self._line_step()  # a line that happens to begin with a digit
         if len(self._data) < blank + 2:
             return False
-        if self._data[blank + 1] != 0x3C:  # a counted message begins with its priority, "<"
+        if self._data[blank + 1] not in b"<":  # a counted message begins with its priority
             return self._line_step()
         limit = self._receiver.message_bytes_max
         size = int(self._data[:blank])
