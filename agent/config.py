@@ -35,6 +35,7 @@ from agent.sources import EXTRA as SOURCE_EXTRA
 from agent.sources import SOURCES
 from agent.sync import SyncConfig
 
+BUFFER_FILE = "buffer.db"
 DEFAULT_FILE = Path("/etc/linewarden/agent.toml")
 PREFIX = "LINEWARDEN_AGENT__"
 BUILTIN = "builtin"
@@ -77,6 +78,11 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if not self.state_dir.startswith("/"):
             raise ValueError(f"state_dir: {self.state_dir!r} is not an absolute path; write it from / on")
+
+    @property
+    def buffer_path(self) -> Path:
+        """Where the buffer lies."""
+        return Path(self.state_dir) / BUFFER_FILE
 
     def problems(self) -> Iterable[tuple[str, str, str]]:
         """Whether it can be written, or made where it is not there yet."""

@@ -15,7 +15,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -454,6 +454,10 @@ def validated(path: Path, environ: Mapping[str, str]) -> Settings:
             rest = Problem("", f"and {len(told) - PROBLEMS_MAX} more", "Begin with these.")
             told = [*told[:PROBLEMS_MAX], rest]
         raise ConfigProblems(path, told)
+    for name, config in sources.items():
+        # What a source keeps beside the buffer lies below the agent's own folder, if nothing else is said.
+        if getattr(config, "state_dir", "") is None:
+            sources[name] = replace(config, state_dir=sections["agent"].state_dir)
     return Settings(
         **sections,
         sources={
@@ -462,6 +466,17 @@ def validated(path: Path, environ: Mapping[str, str]) -> Settings:
         },
         handlers=handlers,
     )
+
+
+def section(name: str, path: Path, environ: Mapping[str, str]) -> Any:
+    """One section alone, for commands that need no more. Raises ConfigProblems with what is wrong in it; the rest is not looked at."""
+    file = read_file(path, environ)
+    environment = read_environment(environ, file)
+    judge = Judge(environment)
+    made = judge.part(SECTIONS[name], layered(environment.tables, file).get(name, {}), (name,))
+    if judge.problems:
+        raise ConfigProblems(path, judge.problems)
+    return made
 
 
 def _first(environment: Environment, section: str) -> Place:

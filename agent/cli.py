@@ -1,0 +1,245 @@
+"""Commands of the agent. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. No traceback reaches a user.
+
+Nothing is imported here that a command does not need: `--help` answers at once, and `run` carries nothing of the others.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, WRONG = 0, 1, 2
+DEBUG = "LINEWARDEN_DEBUG"
+Command = Callable[[argparse.Namespace], int]
+
+
+class Failed(Exception):
+    """The command could not do it. The text says why, and what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    options = _parser().parse_args(arguments)
+    try:
+        code = _run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output has enough (… | head). What is still unwritten goes nowhere, and the exit stays silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return FAILED
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return int(options.command(options))
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except Failed as error:
+        return _say(str(error), FAILED)
+    except Exception as error:  # noqa: BLE001  (the last guard: nobody gets a traceback who did not ask for one)
+        return _explained(error)
+
+
+def _explained(error: Exception) -> int:
+    """What an error of a part means here."""
+    from agent.component import ConfigError, NotConnected
+    from agent.config import ConfigProblems
+
+    if isinstance(error, ConfigProblems):
+        return _say(f"{error.path}: {len(error.problems)} problem{'s' * (len(error.problems) > 1)}\n{error}", WRONG)
+    if isinstance(error, ConfigError):
+        return _say(str(error), WRONG)
+    if isinstance(error, NotConnected):
+        return _say(str(error), FAILED)
+    if os.environ.get(DEBUG):
+        raise error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}. {DEBUG}=1 shows where this happened.", FAILED)
+    name = type(error).__name__
+    return _say(f"this should not have happened: {name}: {error}. {DEBUG}=1 shows where; please report it.", FAILED)
+
+
+def _say(text: str, code: int) -> int:
+    print(f"linewarden-agent: {text}", file=sys.stderr)
+    return code
+
+
+# What can be asked ----------------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="linewarden-agent", description="Collects events from machines and logs of this station, and loses none."
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and end")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_run, _add_check, _add_status, _add_events, _add_buffer, _add_browse, _add_trust):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print it."""
+        from importlib.metadata import version
+
+        print(f"linewarden {version('linewarden')}")
+        parser.exit(DONE)
+
+
+def _command(group: Any, name: str, command: Command, text: str, *, config: bool = True) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = group.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=command)
+    if config:
+        sub.add_argument("--config", type=Path, metavar="FILE", default=Path("/etc/linewarden/agent.toml"),
+                         help="configuration, TOML (default: %(default)s)")  # fmt: skip
+    return sub
+
+
+def _json_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _add_run(commands: Any) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from agent.cli_run import run
+
+        return run(options)
+
+    _command(commands, "run", run, "collect, store and send until stopped")
+
+
+def _add_check(commands: Any) -> None:
+    def check(options: argparse.Namespace) -> int:
+        from agent.cli_run import check
+
+        return check(options)
+
+    sub = _command(commands, "check", check, "tell every problem of the configuration, each with its key and a remedy")
+    _json_option(sub)
+
+
+def _add_status(commands: Any) -> None:
+    def status(options: argparse.Namespace) -> int:
+        from agent.cli_status import status
+
+        return status(options)
+
+    sub = _command(commands, "status", status, "what the running agent is doing, source by source")
+    sub.add_argument("--address", metavar="ADDRESS", help="where it listens, if not where the configuration says")
+    _json_option(sub)
+
+
+def _add_events(commands: Any) -> None:
+    def events(options: argparse.Namespace) -> int:
+        from agent.cli_events import events
+
+        return events(options)
+
+    sub = _command(
+        commands,
+        "events",
+        events,
+        "print what is in the buffer: all that waits to be sent, and the most recent that was",
+    )
+    sub.add_argument("--follow", action="store_true", help="go on with new ones as they come, until Ctrl-C")
+    sub.add_argument("--last", type=_count, metavar="N", help="only the last N (default with --follow: 10)")
+    sub.add_argument(
+        "--where",
+        metavar="EXPR",
+        default="",
+        help="only those that match, as in \"severity >= 4 and source == 'auth'\"",
+    )
+    _json_option(sub)
+
+
+def _add_buffer(commands: Any) -> None:
+    def buffer(options: argparse.Namespace) -> int:
+        from agent import cli_buffer
+
+        work: Command = getattr(cli_buffer, options.action)
+        return work(options)
+
+    actions = commands.add_parser("buffer", help="look into the buffer's file").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    for action, text in (
+        ("stats", "what is in it, lane by lane"),
+        ("verify", "read all of it and check every sum, number and link"),
+        ("export", "write its events, one JSON object a line"),
+    ):
+        sub = _command(actions, action, buffer, text)
+        sub.set_defaults(action=action)
+        if action == "export":
+            sub.add_argument(
+                "--output", type=Path, metavar="FILE", help="write here instead of to the screen; must not be there yet"
+            )
+            sub.add_argument("--unsent", action="store_true", help="only what the collector does not have yet")
+        else:
+            _json_option(sub)
+
+
+def _add_browse(commands: Any) -> None:
+    def browse(options: argparse.Namespace) -> int:
+        from agent.cli_opcua import browse
+
+        return browse(options)
+
+    sub = _command(commands, "browse", browse, "find the nodes of an OPC UA server, and print configuration to paste")
+    sub.add_argument("url", help="opc.tcp://HOST:4840")
+    sub.add_argument(
+        "--depth", type=_count, default=4, metavar="N", help="levels below the root (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--root", default="i=85", metavar="NODE", help="where to begin (default: %(default)s, the folder Objects)"
+    )
+    sub.add_argument(
+        "--match", default="*", metavar="PATTERN", help="only nodes whose path or identifier matches, as in '*.Status'"
+    )
+    sub.add_argument("--name", default="machine", metavar="NAME", help="name of the source in what is printed")
+    sub.add_argument(
+        "--trust", action="store_true", help="also take the server's certificate for true, as `trust` does"
+    )
+    _folder_option(sub)
+    _json_option(sub)
+
+
+def _add_trust(commands: Any) -> None:
+    def trust(options: argparse.Namespace) -> int:
+        from agent.cli_opcua import trust
+
+        return trust(options)
+
+    sub = _command(
+        commands, "trust", trust, "take the certificate that an OPC UA server shows now for the server's own"
+    )
+    sub.add_argument("url", help="opc.tcp://HOST:4840")
+    _folder_option(sub)
+    _json_option(sub)
+
+
+def _folder_option(sub: argparse.ArgumentParser) -> None:
+    text = "where to keep the certificate (default: opcua in the state folder of the configuration)"
+    sub.add_argument("--folder", type=Path, metavar="DIR", help=text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000000")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""`run` and `check`."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from agent.cli import DEBUG, DONE, WRONG
+from agent.config import ConfigProblems, Problem, load
+
+_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+def run(options: argparse.Namespace) -> int:
+    """The daemon, until it is stopped."""
+    from agent import daemon
+
+    _log_to_stderr()
+
+    async def until_stopped() -> int:
+        settings = await load(options.config)
+        return await daemon.run(settings, options.config) or DONE
+
+    return asyncio.run(until_stopped())
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _Journal("%(name)s: %(message)s") if _is_journal() else logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.DEBUG if os.environ.get(DEBUG) else logging.INFO, handlers=[handler])
+    # One line a request says nothing that /status does not.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _is_journal() -> bool:
+    """Whether the journal reads our stderr (systemd.exec(5), JOURNAL_STREAM)."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    here = os.fstat(sys.stderr.fileno())
+    return (device, inode) == (str(here.st_dev), str(here.st_ino))
+
+
+class _Journal(logging.Formatter):
+    """Each line with its priority, as the journal reads it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text, marked."""
+        mark = f"<{_PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(mark + line for line in super().format(record).splitlines())
+
+
+class _Report(msgspec.Struct):
+    ok: bool
+    file: str
+    problems: list[Problem]
+    sources: int = 0
+    handlers: int = 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Everything that is wrong with the configuration, and with what it names."""
+    report = _judge(options.config)
+    if options.json:
+        print(msgspec.json.encode(report).decode())
+    elif report.ok:
+        print(
+            f"{report.file}: all right. Sources: {report.sources}; handlers beside the built-in ones: {report.handlers}."
+        )
+    else:
+        print(f"{report.file}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)}")
+        for problem in report.problems:
+            print(f"\n  {problem.key + ': ' if problem.key else ''}{problem.text}\n      {problem.remedy}")
+    return DONE if report.ok else WRONG
+
+
+def _judge(path: Path) -> _Report:
+    from agent.config import BUILTIN
+    from agent.config_check import problems_outside
+    from agent.config_read import validated
+
+    try:
+        settings = validated(path, os.environ)
+    except ConfigProblems as error:
+        return _Report(ok=False, file=str(path), problems=list(error.problems))
+    problems = problems_outside(settings)
+    own = [name for name in settings.handlers if name != BUILTIN]
+    return _Report(not problems, str(path), problems, len(settings.sources), len(own))
