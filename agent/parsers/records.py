@@ -71,8 +71,8 @@ _OURS_ALONE = ("alert", "agent", "collection")
 
 SEVERITY_OF_LEVEL = {
     "emerg": 5, "emergency": 5, "panic": 5, "fatal": 5, "alert": 5, "crit": 4, "critical": 4, "error": 3, "err": 3, "severe": 3,
-    "failure": 3, "warn": 2, "warning": 2, "notice": 1, "info": 1, "information": 1, "informational": 1, "http": 1, "verbose": 1, "debug": 1,
-    "trace": 1, "silly": 1, "fine": 1,
+    "failure": 3, "warn": 2, "warning": 2, "notice": 1, "info": 1, "information": 1, "informational": 1, "http": 1, "verbose": 1,
+    "debug": 1, "trace": 1, "silly": 1, "fine": 1,
 }  # fmt: skip
 
 
