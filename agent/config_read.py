@@ -112,10 +112,10 @@ def _parse(path: Path, text: str) -> Table:
 def _syntax(text: str, said: str) -> Problem:
     """What tomllib said, with the key it is about where that can be told."""
     what, _, where = said.rstrip(")").partition(" (at ")
-    where = where or "end of document"
+    lines = text.splitlines() or [""]
     line_no = re.match(r"line (\d+)", where)
-    lines = text.splitlines()
     number = int(line_no[1]) if line_no else len(lines)
+    where = where if line_no else f"line {number}, column {len(lines[-1]) + 1} (the end)"
     # A duplicate is noticed behind the end of its line.
     line = lines[number - 1] if 0 < number <= len(lines) else ""
     if what.startswith(("Cannot declare", "Cannot overwrite")):
