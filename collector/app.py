@@ -75,6 +75,9 @@ class Background:
         else:
             await _check_migrated(self._settings.database.address)
         await self._database.open()
+        # Before the first batch, so that it finds its partition. Failing is no reason to refuse batches: the default one takes them.
+        with contextlib.suppress(StoreUnavailable):
+            await self._partitions()
         self._condition.ready, self._condition.trouble = True, ""
         notify(STATUS="taking batches")
         _log.info("the database is reached; taking batches")

@@ -1,5 +1,6 @@
 """A real collector in a process of its own, and a chain of batches to send to it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +22,8 @@ import pytest
 from agent.simulator.postgres import Postgres
 from agent.wire.batch import GENESIS, GapRange, Sealed, encode_lines, seal
 from agent.wire.event import Event
+from collector.store import keys
+from tests.postgres import connected
 
 ROOT = Path(__file__).parent.parent
 START_S_MAX = 60.0
@@ -132,12 +136,19 @@ class Collector:
         if self._process is not None:
             self.stop()
 
-    def key(self, role: str, **options: str) -> str:
-        """A new key."""
-        flags = [f"--{name}={value}" for name, value in options.items()]
-        done = run_cli(self.dsn, "key", "create", "--role", role, *flags)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+    def key(self, role: keys.Role, *, site: str = "", line: str = "", station: str = "") -> str:
+        """A new key, made without the command: that takes a second, and every test wants one."""
+
+        async def make() -> str:
+            async with connected(self.dsn) as connection:
+                made = await keys.create(
+                    connection, role=role, name="", site=site, line=line, station=station, expires=None
+                )
+                return made[0]
+
+        # In a thread: the caller may have a loop that runs.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, make()).result()
 
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

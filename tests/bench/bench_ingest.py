@@ -3,7 +3,7 @@
 Both write the same rows to `security_events` of a migrated database with its real partitions and indexes, durably. The bare COPY has
 the rows ready as tuples of Python values and sends them in chunks as large as a buffer's largest batch; the collector gets frames as
 an agent has them in its buffer, over HTTP, checks and opens them, and stores the frames as evidence too. Rounds change their order, and
-the median of each side counts.
+the median of their ratios counts.
 
     LINEWARDEN_BENCH_EVENTS=200000 pytest -s tests/bench/bench_ingest.py
 """
@@ -126,27 +126,44 @@ def _through_the_collector(dsn: str, batches: list[Sealed]) -> float:
     return elapsed
 
 
+def _ours(postgres: Postgres, name: str, events: list[Event]) -> tuple[float, list[tuple[Any, ...]]]:
+    """Events a second through the collector, and the rows that it made of them."""
+    dsn = postgres.create_database(name)
+    asyncio.run(_prepare(dsn))
+    elapsed = _through_the_collector(dsn, _batches(Chain(), events))
+    rows = asyncio.run(_rows(dsn))
+    postgres.drop_database(name)
+    return len(events) / elapsed, rows
+
+
+def _bare_copy(postgres: Postgres, name: str, rows: list[tuple[Any, ...]]) -> float:
+    """Rows a second through a bare COPY."""
+    dsn = postgres.create_database(name)
+    asyncio.run(_prepare(dsn))
+    elapsed = asyncio.run(_bare(dsn, rows))
+    postgres.drop_database(name)
+    return len(rows) / elapsed
+
+
 def test_backlog_through_the_collector_reaches_most_of_a_bare_copy() -> None:
     with Postgres(settings={"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}) as postgres:
         events = _events(EVENTS)
+        # Not counted: the server's memory is touched for the first time, programs are read from the disk.
+        rows = _ours(postgres, "warm", events[:20_000])[1]
+        _bare_copy(postgres, "warm_bare", rows)
         ours: list[float] = []
         bare: list[float] = []
-        rows: list[tuple[Any, ...]] = []
         for number in range(ROUNDS):
-            batches = _batches(Chain(), events)
-            for side in ("bare", "ours") if number % 2 else ("ours", "bare"):
-                name = f"{side}{number}"
-                dsn = postgres.create_database(name)
-                asyncio.run(_prepare(dsn))
-                if side == "bare":
-                    bare.append(EVENTS / asyncio.run(_bare(dsn, rows)))
-                else:
-                    ours.append(EVENTS / _through_the_collector(dsn, batches))
-                    rows = rows or asyncio.run(_rows(dsn))
-                postgres.drop_database(name)
-    ratio = statistics.median(ours) / statistics.median(bare)
+            if number % 2:
+                bare.append(_bare_copy(postgres, f"bare{number}", rows))
+            speed, rows = _ours(postgres, f"ours{number}", events)
+            ours.append(speed)
+            if not number % 2:
+                bare.append(_bare_copy(postgres, f"bare{number}", rows))
+    # Of neighbours in time: what else the machine does then weighs on both.
+    ratio = statistics.median(one / other for one, other in zip(ours, bare, strict=True))
     print(
         f"\ningest of {EVENTS:,} events: collector {statistics.median(ours):,.0f}/s, bare COPY {statistics.median(bare):,.0f}/s, "
-        f"ratio {ratio:.2f} (limit {RATIO_MIN}) — rounds: collector {[round(x) for x in ours]}, bare {[round(x) for x in bare]}"
+        f"ratio {ratio:.2f} (limit {RATIO_MIN}); rounds: collector {[round(x) for x in ours]}, bare {[round(x) for x in bare]}"
     )
     assert ratio >= RATIO_MIN

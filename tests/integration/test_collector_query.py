@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.wire.event import Event
+from collector.store.keys import Role
 from tests.collector_process import Chain, Collector, event, events_of, post, run_cli
 from tests.postgres import connected
 
@@ -278,7 +279,7 @@ ROUTES = [
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize("role", ["agent", "viewer", "analyst", "auditor", "admin"])
-def test_each_role_may_do_its_own_and_nothing_else(plant: Plant, role: str, method: str, path: str) -> None:
+def test_each_role_may_do_its_own_and_nothing_else(plant: Plant, role: Role, method: str, path: str) -> None:
     with plant.collector.client(plant.collector.key(role)) as client:
         allowed = (method == "POST") == (role == "agent")
         assert (client.request(method, path).status_code == 403) is not allowed
@@ -317,7 +318,7 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(plant: Plant) -> None
 
 
 async def test_an_expired_key_is_refused(plant: Plant) -> None:
-    key = plant.collector.key("viewer", expires="1h")
+    key = run_cli(plant.collector.dsn, "key", "create", "--role", "viewer", "--expires", "1h").stdout.strip()
     with plant.collector.client(key) as client:
         assert client.get("/v1/agents").status_code == 200
         async with connected(plant.collector.dsn) as connection:
