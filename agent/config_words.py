@@ -274,10 +274,14 @@ def _known(config: type, path: Path) -> list[str]:
 def _out_of_bounds(kind: str, value: Any, context: Mapping[str, Any]) -> tuple[str, str]:
     if kind in _NUMBERED:
         bound, words = _NUMBERED[kind]
-        return f"must be {words} {context[bound]:_}, is {value:_}", "Correct the number."
+        return f"must be {words} {_digits(context[bound])}, is {_digits(value)}", "Correct the number."
     bound = context.get("min_length", context.get("max_length"))
     what = "characters" if kind.startswith("string") else "entries"
     return f"must have {_LENGTHS[kind]} {bound} {what}, has {len(value)}", "Correct the value."
+
+
+def _digits(value: float) -> str:
+    return f"{int(value):_}" if isinstance(value, int) or value.is_integer() else f"{value:_}"
 
 
 def _mend(kind: str, value: Any, name: str) -> str:
@@ -309,7 +313,7 @@ def unknown(key: str, name: str, known: list[str]) -> Problem:
 
 def sentence(text: str, config: Any, path: Path) -> Problem:
     """What a Config said itself. A key at its beginning belongs to the path; what follows its last "; " is the remedy."""
-    text = " ".join(text.split())
+    text, *below = (" ".join(line.split()) for line in text.splitlines() if line.strip())
     found = re.match(r"([a-z_][a-z0-9_]*(?:\.[A-Za-z0-9_-]+)*): (?=.)", text)
     names = [name for each in members(config) if dataclasses.is_dataclass(each) for name in fields_of(each)]  # type: ignore[arg-type]
     key = path
@@ -320,6 +324,8 @@ def sentence(text: str, config: Any, path: Path) -> Problem:
         if first and first[0].partition(".")[0] in names:
             key = (*path, *first[0].split("."))
     what, remedy = _parted(text)
+    if below:  # an expression, with a mark below the place
+        what, remedy = text.rstrip(":"), f"Correct it there: {below[0]}"
     return Problem(key_text(key), what, remedy)
 
 

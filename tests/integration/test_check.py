@@ -286,7 +286,11 @@ BROKEN = {
     ),
     "expression": (
         ("type == 'authentication.failure'", "type = 'authentication.failure'"),
-        ("handlers.many_failures.where", None, None),
+        (
+            "handlers.many_failures.where",
+            "cannot read '=' (write == to compare), at column 6",
+            "Correct it there: type = 'authentication.failure'",
+        ),
     ),
     "state folder that cannot be": (
         ('state_dir = "{state}"', 'state_dir = "{state}/open.key"'),
@@ -321,8 +325,7 @@ def test_each_broken_configuration_is_told_with_key_and_remedy(tmp_path: Path, g
     done = check(path, "--json")
     found = problems(done)
     assert [each[0] for each in found] == [key]
-    if text is not None and remedy is not None:
-        assert found == [(key, text.replace("{state}", str(tmp_path)), remedy.replace("{state}", str(tmp_path)))]
+    assert found == [(key, text.replace("{state}", str(tmp_path)), remedy.replace("{state}", str(tmp_path)))]
     assert SECRET not in done.stdout + done.stderr
     for_people = check(path)
     assert for_people.returncode == WRONG
