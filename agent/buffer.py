@@ -28,12 +28,12 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import aiosqlite
 import msgspec
@@ -106,6 +106,10 @@ class BufferConfig:
     synchronous: Literal["full", "normal"] = "full"
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
 class Stored(NamedTuple):
     """An unsent batch as `peek` gives it."""
 
@@ -147,6 +151,22 @@ class Counters:
     last_commit_us: int = 0
 
 
+def _answering(
+    operation: Callable[Concatenate["Buffer", P], Awaitable[R]],
+) -> Callable[Concatenate["Buffer", P], Awaitable[R]]:
+    # Any operation may be the one that finds the file damaged or the disk full: the trouble is answered, then it is done again.
+    @wraps(operation)
+    async def answering(buffer: "Buffer", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        while True:
+            file = buffer._file  # noqa: SLF001 (the class's own decorator)
+            try:
+                return await operation(buffer, *args, **kwargs)
+            except sqlite3.DatabaseError as error:
+                await buffer._answer(error, file)  # noqa: SLF001
+
+    return answering
+
+
 class Buffer:
     """The buffer of one agent. Made by `Buffer.open`, closed by `close`."""
 
@@ -165,10 +185,13 @@ class Buffer:
         self._current: dict[int, Stream] = {}
         self._retained: deque[tuple[int, int, int]] = deque()
         self._used = 0
+        self._file = 0
+        """Counts the files in use one after the other: trouble of the last one is no trouble of this one."""
         self._queue: deque[_Append] = deque()
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
+        self._closing = False
 
     # ── opening and closing ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -239,6 +262,7 @@ class Buffer:
 
     async def close(self) -> None:
         """Finish the running commit and close the file. What still waits in `append` is cancelled: its source reads it again."""
+        self._closing = True
         if self._writer is not None:
             self._writer.cancel()
             with suppress(asyncio.CancelledError):
@@ -256,12 +280,12 @@ class Buffer:
 
     def _open_db(self) -> aiosqlite.Connection:
         if self._db is None:
-            raise sqlite3.OperationalError(f"{self.path} is not open")
+            raise _not_open(self.path, closing=self._closing)
         return self._db
 
     def _open_reader(self) -> aiosqlite.Connection:
         if self._reader is None:
-            raise sqlite3.OperationalError(f"{self.path} is not open")
+            raise _not_open(self.path, closing=self._closing)
         return self._reader
 
     async def _set_aside(self, why: str) -> None:
@@ -269,6 +293,7 @@ class Buffer:
         await self._disconnect()
         aside = salvage.set_aside(self.path)
         self.counters.set_aside += 1
+        self._file += 1
         self._streams, self._current = {}, {}
         await self._connect()
         found = await salvage.bring_over(aside, self._open_db(), self.agent)
@@ -322,22 +347,24 @@ class Buffer:
     async def _commit_until_done(self, group: list[_Append]) -> None:
         lines = _lines_by_lane([event for item in group for event in item.events])
         while True:
+            file = self._file
             try:
                 async with self._lock:
                     await self._commit(group, lines)
             except sqlite3.DatabaseError as error:
-                await self._answer(error)
+                await self._answer(error, file)
                 continue
             self.stalled = None
             if lines:
                 self.growth.set()
             return
 
-    async def _answer(self, error: sqlite3.DatabaseError) -> None:
-        """A commit failed: wait where waiting helps, set the file aside where it is damaged, let the rest through."""
+    async def _answer(self, error: sqlite3.DatabaseError, file: int) -> None:
+        """Something failed: wait where waiting helps, set the file aside where it is damaged, let the rest through."""
         if is_damage(error):
             async with self._lock:
-                await self._set_aside(str(error))
+                if file == self._file:
+                    await self._set_aside(str(error))
             return
         if not is_waiting_matter(error):
             raise error
@@ -345,8 +372,8 @@ class Buffer:
             self.counters.stalls += 1
         self.stalled = f"nothing can be stored in {self.path}: {error}; collecting waits and goes on by itself"
         await asyncio.sleep(STALL_RETRY_S)
-        if self._db is None:
-            async with self._lock:
+        async with self._lock:
+            if self._db is None and not self._closing:
                 await self._connect()
 
     async def _commit(self, group: Sequence[_Append], lines: Mapping[int, _LanePart]) -> None:
@@ -404,11 +431,13 @@ class Buffer:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @_answering
     async def cursor(self, source: str) -> Cursor | None:
         """Where a source stands by the last commit."""
         found = await fetch(self._open_reader(), "SELECT cursor FROM cursors WHERE source = ?", source)
         return msgspec.json.decode(found[0][0], type=Cursor) if found else None
 
+    @_answering
     async def states(self) -> dict[str, dict[str, bytes]]:
         """The stored state of all handlers: handler → key → value."""
         states: dict[str, dict[str, bytes]] = {}
@@ -416,6 +445,7 @@ class Buffer:
             states.setdefault(handler, {})[key] = value
         return states
 
+    @_answering
     async def peek(self, bytes_max: int, after: Mapping[int, int] | None = None) -> list[Stored]:
         """The next unsent batches, lane 0 first, then by age, together at most `bytes_max` (one at least, if there is any).
 
@@ -443,6 +473,7 @@ class Buffer:
                 break
         return found
 
+    @_answering
     async def oldest_us(self) -> int | None:
         """When the oldest unsent event was observed, µs since the epoch."""
         oldest: list[int] = []
@@ -468,6 +499,7 @@ class Buffer:
 
     # ── what the centre answers ──────────────────────────────────────────────────────────────────────────────────────
 
+    @_answering
     async def ack(self, buffer: str, lane: int, no: int) -> None:
         """Batches of a lane up to `no` are durable at the centre. A few are kept back (RETAINED_BYTES), the rest deleted."""
         async with self._lock:
@@ -493,6 +525,7 @@ class Buffer:
             self._used -= sum(item[2] for item in dropped)
             await self._forget_finished(db, stream)
 
+    @_answering
     async def expect(self, buffer: str, lane: int, expected: int, head: str) -> None:
         """The centre wants `expected` next, behind the hash `head`: send from there again, declaring what is no longer here."""
         async with self._lock:
@@ -509,6 +542,7 @@ class Buffer:
                 await cut(db, self.agent, stream, first[0], expected, head)
             self.growth.set()
 
+    @_answering
     async def fork(self, buffer: str, lane: int) -> None:
         """The centre has other batches under these numbers: this file is an old copy, or a twin. Go on under a new buffer id."""
         async with self._lock:
@@ -521,6 +555,7 @@ class Buffer:
             await self._forget_finished(db, stream)
             self.growth.set()
 
+    @_answering
     async def check(self, buffer: str, lane: int, no: int) -> bool:
         """Whether a stored batch can still be read; one that cannot is replaced by a gap."""
         async with self._lock:
@@ -603,6 +638,14 @@ class Buffer:
         self.counters.evicted_batches += sum(row.counts is None for row in gone)
         self.counters.evicted_events += sum(row.events for row in gone if row.counts is None)
         return max(freed, 0)
+
+
+def _not_open(path: Path, *, closing: bool) -> Exception:
+    if closing:
+        return RuntimeError("the buffer is closed")
+    error = sqlite3.OperationalError(f"{path} is not open")
+    error.sqlite_errorname = "SQLITE_CANTOPEN"
+    return error
 
 
 def _lines_by_lane(events: Sequence[Event]) -> dict[int, _LanePart]:

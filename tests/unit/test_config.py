@@ -20,8 +20,10 @@ from agent import config as config_module
 from agent.config import ConfigProblems, Problem, Settings, from_plain, load, to_plain
 from agent.config_read import resolve, section, validated
 from agent.config_words import at, key_text, nearest, problems_of, sentence, wanted
+from agent.handlers import HANDLERS
 from agent.handlers.count import ConfigCount
 from agent.health import HealthConfig
+from agent.sources import SOURCES
 from agent.sources.modbus import ConfigModbus
 
 MINIMAL = '[sync]\nurl = "https://c:8443"\n'
@@ -300,6 +302,16 @@ def test_errors_in_tables_of_any_name_are_placed() -> None:
     assert problems_of(errors, ConfigOdd, {"many": {"a b": "x"}}, ("s",)) == [
         Problem('s.many."a b"', "must be a whole number or true or false, is the text 'x'", "Correct the value.")
     ]
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"), [*(("sources", kind) for kind in SOURCES), *(("handlers", kind) for kind in HANDLERS)]
+)
+def test_every_type_can_be_judged_and_names_what_it_misses(file: Path, group: str, kind: str) -> None:
+    file.write_text(f'{MINIMAL}[{group}.it]\ntype = "{kind}"\nno_such_key = 1\n')
+    told = problems(file)
+    assert f"{group}.it.no_such_key" in [each.key for each in told]
+    assert all(each.remedy for each in told)
 
 
 # ── the daemon's side ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,6 @@
 """The wire language: what goes in comes out, and nothing else gets through."""
 
+import contextlib
 import hashlib
 import random
 
@@ -150,10 +151,8 @@ def test_arbitrary_parts_with_a_right_check_sum_raise_nothing_but_malformed_batc
             "prev": GENESIS,
         }
         header = msgspec.json.encode({**facts, "lane": 1, "no": 1, "sealed": 1, "events": 1})
-    try:
+    with contextlib.suppress(MalformedBatch):
         read_frame(assemble(header, core, personal)).events()
-    except MalformedBatch:
-        pass
 
 
 def test_a_core_line_that_is_json_but_no_event_is_refused_by_name() -> None:

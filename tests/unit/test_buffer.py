@@ -1,0 +1,419 @@
+"""The buffer: durable, numbered, chained, bounded; on real files, under real kills, full disks and damage."""
+
+import asyncio
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.buffer import SCHEMA_VERSION, Buffer, BufferConfig, Stored
+from agent.component import ConfigError
+from agent.wire.batch import GENESIS, Frame, read_frame
+from agent.wire.event import Event
+from tests.buffer_writer import AGENT
+
+ROOT = Path(__file__).parents[2]
+SMALL = BufferConfig(bytes_max=1_048_576, free_bytes_min=0)
+
+
+def event(n: int, *, urgent: bool = False, size: int = 0) -> Event:
+    return Event(
+        n,
+        n,
+        "alert.test" if urgent else "log.line",
+        "test",
+        data={"n": n, "pad": random.Random(n).randbytes(size).hex()},
+    )
+
+
+@asynccontextmanager
+async def opened(folder: Path, config: BufferConfig | None = None) -> AsyncIterator[Buffer]:
+    buffer = await Buffer.open(folder / "buffer.db", config or BufferConfig(free_bytes_min=0), AGENT)
+    try:
+        yield buffer
+    finally:
+        await buffer.close()
+
+
+async def drain(buffer: Buffer, bytes_max: int = 100_000) -> list[Stored]:
+    """Take everything out as sync does."""
+    taken: list[Stored] = []
+    while batches := await buffer.peek(bytes_max):
+        taken += batches
+        for batch in batches:
+            await buffer.ack(batch.buffer, batch.lane, batch.through)
+    return taken
+
+
+class Judge:
+    """What a collector would find: chains checked from the first batch on, events by number, losses by gap."""
+
+    def __init__(self) -> None:
+        self.heads: dict[tuple[str, int], tuple[int, str]] = {}
+        self.numbers: list[int] = []
+        self.lost = 0
+        self.unknown = 0
+        self.events: list[Event] = []
+
+    def take(self, batches: Iterable[Stored]) -> "Judge":
+        for batch in batches:
+            self._take(read_frame(batch.wire))
+        return self
+
+    def _take(self, frame: Frame) -> None:
+        h = frame.header
+        no, link = self.heads.get((h.buffer, h.lane), (0, GENESIS))
+        assert (h.no, h.prev) == (no + 1, link), f"lane {h.lane}: {h.no} after {no}"
+        self.heads[h.buffer, h.lane] = (h.through, h.gap.last if h.gap else frame.hash)
+        for item in frame.events():
+            self.events.append(item)
+            if item.type == "collection.gap":
+                known = item.data["events"]
+                self.lost += known or 0
+                self.unknown += known is None
+            elif "n" in item.data:
+                self.numbers.append(item.data["n"])
+
+
+async def test_events_come_out_in_order_with_an_unbroken_chain(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(50):
+            await buffer.append([event(n)], "test", {"n": n})
+        judge = Judge().take(await drain(buffer))
+    assert judge.numbers == list(range(50))
+
+
+async def test_cursor_and_handler_state_are_those_of_the_last_append(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(1)], "a", {"at": 1}, {"h": {"x": b"1", "y": b"2"}})
+        await buffer.append([], "a", {"at": 2}, {"h": {"x": None, "z": b"3"}})
+        await buffer.append([event(2)], "b", None)
+    async with opened(tmp_path) as buffer:
+        assert await buffer.cursor("a") == {"at": 2}
+        assert await buffer.cursor("b") is None
+        assert await buffer.states() == {"h": {"y": b"2", "z": b"3"}}
+
+
+async def test_appends_that_wait_together_are_committed_together(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        before = buffer.counters.commits
+        await asyncio.gather(*(buffer.append([event(n)], f"s{n}", {"n": n}) for n in range(200)))
+        assert buffer.counters.commits - before <= 3
+        assert Judge().take(await drain(buffer)).numbers == list(range(200))
+
+
+async def test_lane_0_is_given_out_first(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(1), event(2, urgent=True), event(3)])
+        await buffer.append([event(4, urgent=True)])
+        assert Judge().take(await drain(buffer)).numbers == [2, 4, 1, 3]
+
+
+async def test_an_unacked_batch_is_given_out_again_after_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(1)])
+        first = await buffer.peek(1_000)
+    async with opened(tmp_path) as buffer:
+        assert await buffer.peek(1_000) == first
+        assert buffer.pending_events == 1
+
+
+async def test_what_is_under_way_is_left_out_on_request(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(4):
+            await buffer.append([event(n)])
+        first = await buffer.peek(1)
+        rest = await buffer.peek(1_000_000, {first[0].stream: first[0].no})
+        assert [len(first), len(rest)] == [1, 3]
+
+
+async def test_a_large_append_is_cut_into_batches_that_fit_a_request(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(n, size=20_000) for n in range(200)])
+        batches = await drain(buffer)
+        assert len(batches) > 4
+        assert max(len(batch.wire) for batch in batches) < 1_048_576
+        assert Judge().take(batches).numbers == list(range(200))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["append", "urgent", "ack", "reopen", "expect"]), st.integers(1, 12)), max_size=40
+    )
+)
+async def test_whatever_the_order_of_appends_acks_and_restarts_each_event_comes_once(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    """A model of the buffer: a list a lane."""
+    folder = tmp_path_factory.mktemp("buffer")
+    judge, written, n = Judge(), {0: [], 1: []}, 0
+    buffer = await Buffer.open(folder / "buffer.db", SMALL, AGENT)
+    for step, size in steps:
+        if step in ("append", "urgent"):
+            urgent = step == "urgent"
+            await buffer.append([event(n + i, urgent=urgent) for i in range(size)], "s", {"n": n + size})
+            written[0 if urgent else 1] += range(n, n + size)
+            n += size
+        elif step == "ack":
+            batches = (await buffer.peek(1_000_000))[:size]
+            judge.take(batches)
+            for batch in batches:
+                await buffer.ack(batch.buffer, batch.lane, batch.no)
+        elif step == "expect":  # a collector asking for what it already has next changes nothing
+            for (name, lane), (no, link) in judge.heads.items():
+                await buffer.expect(name, lane, no + 1, link)
+        else:
+            await buffer.close()
+            buffer = await Buffer.open(folder / "buffer.db", SMALL, AGENT)
+            assert await buffer.cursor("s") == ({"n": n} if n else None)
+    judge.take(await drain(buffer))
+    await buffer.close()
+    assert sorted(judge.numbers) == list(range(n))
+    assert [x for x in judge.numbers if x in set(written[1])] == written[1]
+    assert [x for x in judge.numbers if x in set(written[0])] == written[0]
+    assert judge.lost == 0
+
+
+async def test_a_full_buffer_evicts_the_oldest_of_lane_1_and_says_how_many(tmp_path: Path) -> None:
+    async with opened(tmp_path, SMALL) as buffer:
+        for n in range(600):
+            await buffer.append([event(n, size=3_000, urgent=n % 100 == 0)])
+            assert buffer.used_bytes < SMALL.bytes_max * 1.2
+        judge = Judge().take(await drain(buffer))
+    assert judge.unknown == 0
+    assert len(judge.numbers) + judge.lost == 600
+    assert judge.lost > 100
+    assert set(range(0, 600, 100)) <= set(judge.numbers), "lane 0 is evicted last"
+    bulk = [n for n in judge.numbers if n % 100]
+    assert bulk == sorted(bulk)
+    assert max(bulk) == 599, "the newest stays"
+
+
+async def test_when_lane_1_is_empty_lane_0_makes_room(tmp_path: Path) -> None:
+    async with opened(tmp_path, SMALL) as buffer:
+        for n in range(600):
+            await buffer.append([event(n, size=3_000, urgent=True)])
+        judge = Judge().take(await drain(buffer))
+        assert len(judge.numbers) + judge.lost == 600
+        assert judge.lost > 0
+
+
+async def test_a_small_buffer_takes_years_of_outage_with_one_gap(tmp_path: Path) -> None:
+    async with opened(tmp_path, SMALL) as buffer:
+        for n in range(3_000):
+            await buffer.append([event(n, size=2_000)])
+        batches = await drain(buffer)
+        gaps = [b for b in batches if read_frame(b.wire).header.gap]
+        assert len(gaps) == 1
+        judge = Judge().take(batches)
+        assert len(judge.numbers) + judge.lost == 3_000
+
+
+async def test_with_little_free_space_the_buffer_does_not_grow(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    config = BufferConfig(free_bytes_min=free * 2)
+    async with opened(tmp_path, config) as buffer:
+        for n in range(900):
+            await buffer.append([event(n, size=20_000)])
+        assert buffer.used_bytes < 24 * 1024 * 1024
+        judge = Judge().take(await drain(buffer))
+        assert len(judge.numbers) + judge.lost == 900
+        assert judge.lost > 0
+
+
+async def test_a_gap_is_cut_where_the_centre_already_has_its_first_batches(tmp_path: Path) -> None:
+    """Sent, stored, the answer lost, then evicted: only what is really lost may be declared lost."""
+    async with opened(tmp_path, SMALL) as buffer:
+        for n in range(10):
+            await buffer.append([event(n, size=3_000)])
+        sent = (await buffer.peek(1_000_000))[:4]
+        judge = Judge().take(sent)
+        for n in range(10, 600):
+            await buffer.append([event(n, size=3_000)])
+        (name, lane), (no, link) = next(iter(judge.heads.items()))
+        await buffer.expect(name, lane, no + 1, link)
+        judge.take(await drain(buffer))
+        assert len(judge.numbers) + judge.lost == 600
+        assert judge.numbers[:4] == [0, 1, 2, 3]
+
+
+async def test_a_centre_restored_from_a_backup_gets_again_what_is_still_here(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(20):
+            await buffer.append([event(n)])
+        batches = await drain(buffer)
+        judge = Judge().take(batches[:5])
+        (name, lane), (no, link) = next(iter(judge.heads.items()))
+        await buffer.expect(name, lane, no + 1, link)
+        assert buffer.pending_events == 15
+        judge.take(await drain(buffer))
+        assert judge.numbers == list(range(20))
+
+
+async def test_what_a_restored_centre_lacks_and_is_gone_here_is_declared(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(120):
+            await buffer.append([event(n, size=100_000)])
+        batches = await drain(buffer, 600_000)
+        judge = Judge().take(batches[:1])
+        (name, lane), (no, link) = next(iter(judge.heads.items()))
+        await buffer.expect(name, lane, no + 1, link)
+        judge.take(await drain(buffer, 600_000))
+        assert judge.unknown == 1
+        assert judge.numbers[-1] == 119
+
+
+async def test_an_old_copy_of_the_buffer_goes_on_under_a_new_name_without_losing_events(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(6):
+            await buffer.append([event(n, urgent=n % 2 == 0)])
+        old = {batch.buffer for batch in await buffer.peek(1_000_000)}
+        for batch in await buffer.peek(1_000_000):
+            await buffer.fork(batch.buffer, batch.lane)
+        await buffer.append([event(6)])
+        batches = await drain(buffer)
+        assert not old & {batch.buffer for batch in batches}
+        assert sorted(Judge().take(batches).numbers) == list(range(7))
+
+
+async def test_a_batch_damaged_inside_is_replaced_by_a_gap(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(5):
+            await buffer.append([event(n)])
+        target = (await buffer.peek(1_000_000))[2]
+    with sqlite3.connect(tmp_path / "buffer.db") as db:
+        db.execute("UPDATE batches SET frame = ? WHERE no = 3", (target.wire[:-20] + b"x" * 20,))
+    async with opened(tmp_path) as buffer:
+        assert await buffer.check(target.buffer, target.lane, 2)
+        assert not await buffer.check(target.buffer, target.lane, 3)
+        judge = Judge().take(await drain(buffer))
+        assert judge.numbers == [0, 1, 3, 4]
+        assert judge.lost == 1
+
+
+def overwrite(path: Path, part: float, size: int = 8_192) -> None:
+    with path.open("r+b") as file:
+        file.seek(int(path.stat().st_size * part) // 4_096 * 4_096)
+        file.write(os.urandom(size))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
+async def test_a_damaged_file_is_set_aside_and_what_can_be_read_is_saved(tmp_path: Path, part: float) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(400):
+            await buffer.append([event(n, size=2_000)], "test", {"n": n})
+    overwrite(tmp_path / "buffer.db", part)
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(1_000)])
+        judge = Judge()
+        while buffer.pending_events:
+            batches = await buffer.peek(1_000_000)
+            for batch in batches:
+                try:
+                    read_frame(batch.wire).rows()
+                except ValueError:
+                    await buffer.check(batch.buffer, batch.lane, batch.no)
+                    break
+                judge.take([batch])
+                await buffer.ack(batch.buffer, batch.lane, batch.through)
+    assert judge.numbers[-1] == 1_000
+    assert judge.numbers == sorted(set(judge.numbers))
+    declared = judge.lost + judge.unknown
+    assert len(judge.numbers) == 401 or declared, "nothing is missing without a gap"
+    if part:
+        assert len(judge.numbers) > 300, "most of it was readable"
+    if buffer.counters.set_aside:
+        assert list(tmp_path.glob("buffer.db.damaged-*")), "the damaged file is kept"
+
+
+async def test_damage_found_while_running_is_answered_the_same(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        for n in range(300):
+            await buffer.append([event(n, size=2_000)])
+        await buffer._open_db().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for part in (0.0, 0.2, 0.4, 0.6, 0.8):
+            overwrite(tmp_path / "buffer.db", part, 16_384)
+        for n in range(1_000, 1_010):
+            await asyncio.wait_for(buffer.append([event(n, size=2_000)]), 30)
+        assert buffer.stalled is None
+
+
+async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "buffer.db").write_bytes(b"this is not a database, it is a text\n" * 300)
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(1)])
+        judge = Judge().take(await drain(buffer))
+    assert judge.numbers == [1]
+    assert judge.unknown == 1
+    assert {e.type for e in judge.events} >= {"agent.buffer.recovered", "collection.gap"}
+
+
+async def test_a_buffer_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "buffer.db") as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(ConfigError, match="written by a newer Linewarden"):
+        await Buffer.open(tmp_path / "buffer.db", SMALL, AGENT)
+
+
+async def test_a_folder_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        await Buffer.open(tmp_path / "no" / "buffer.db", SMALL, AGENT)
+
+
+def writer(folder: Path, *args: int, **kwargs: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "tests.buffer_writer", str(folder), *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **kwargs)  # type: ignore[call-overload]
+
+
+async def test_after_kill_9_every_number_that_was_reported_durable_is_there_once(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    reported, first = 0, 1
+    for _ in range(5):
+        with writer(tmp_path, first, 1_000_000) as process:
+            assert process.stdout is not None
+            for _ in range(rng.randrange(2, 60)):
+                line = process.stdout.readline().strip()
+                reported = int(line) if line.isdigit() else reported
+            process.send_signal(signal.SIGKILL)
+            reported = max([reported, *(int(line) for line in process.stdout if line.strip().isdigit())])
+        async with opened(tmp_path) as buffer:
+            cursor = await buffer.cursor("test")
+            assert cursor is not None
+            assert cursor["n"] >= reported
+            first = cursor["n"] + 1
+            assert await buffer.states() == {"h": {"last": str(first - 3).encode()}}
+    async with opened(tmp_path) as buffer:
+        assert Judge().take(await drain(buffer)).numbers == list(range(1, first))
+
+
+async def test_a_full_disk_is_waited_out_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The disk here is a limit on the size of files that the process may write: lifted from outside after a while."""
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+
+    with writer(tmp_path, 1, 600, 3, 8_000, preexec_fn=small_disk) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while "stalled" not in lines:
+            lines.append((await asyncio.to_thread(process.stdout.readline)).strip())
+            assert lines[-1], "the writer ended before the disk was full"
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        rest, _ = await asyncio.to_thread(process.communicate, None, 60)
+    assert process.returncode == 0
+    assert rest.split()[-1] == "600"
+    async with opened(tmp_path) as buffer:
+        assert Judge().take(await drain(buffer)).numbers == list(range(1, 601))
