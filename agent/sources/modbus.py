@@ -1,0 +1,469 @@
+"""Polls a Modbus gateway: every configured point as an event when it changes, or an event that says why it cannot be read.
+
+    due ─► for each unit: planned requests ─► points ─► events ─► yield (committed, with what is known of setpoints) ─► sleep until due
+
+Polling sees only what stands in a register when it looks; what it did not look at is declared. From the last poll that is known to be durable until
+the first one of a new connection nobody was looking: that is a `collection.gap`, of the source or of one unit. What a setpoint, a mode or a
+counter was before is in the cursor, so that a change in that time is an event all the same, though not by whom or when.
+
+The cadence is kept by due times, not by pauses: a slow cycle does not shift the next one, and a cycle that is missed is counted and said.
+Only reads leave this program (agent.sources.modbus_link has no other requests).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final
+
+from annotated_types import Ge, Gt, Le
+
+from agent.component import Cursor, NotConnected, Report, now_us
+from agent.sources.modbus_link import (
+    BITS_MAX,
+    REGISTERS_MAX,
+    ConfigTls,
+    Exceptional,
+    Link,
+    NoAnswer,
+    Timing,
+    identify_apart,
+    parse_url,
+)
+from agent.sources.modbus_points import ConfigPoint, Watch
+from agent.sources.modbus_units import Limits, Unit, in_order
+from agent.wire.event import Event
+
+GAP_INTERVALS: Final = 3
+"""Not having polled for so many intervals is a gap; at least GAP_S_MIN, so that a fast poll does not make one of a hiccup."""
+GAP_S_MIN: Final = 1.0
+CURSOR_EVERY_S: Final = 5.0
+"""The cursor moves so often when nothing changes: a gap may seem to begin so much earlier than it did."""
+EVENTS_MAX: Final = 2_000
+FLAPS_MAX, FLAPPING_S = 3, 600
+"""So many losses within that time are flapping; said once in that time."""
+WHOLE: Final = ""
+"""The gateway as a part, beside its units."""
+
+IDENTITY_OBJECTS: Final = {
+    0: "vendor",
+    1: "product_code",
+    2: "revision",
+    3: "vendor_url",
+    4: "product_name",
+    5: "model",
+    6: "application",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigUnit:
+    """One unit behind a gateway."""
+
+    unit: Annotated[int, Ge(0), Le(255)]
+    name: str | None = None
+    points: tuple[ConfigPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigModbus:
+    """One gateway or device. Either `unit` and `points`, or several `units` with points of their own."""
+
+    url: str
+    unit: Annotated[int, Ge(0), Le(255)] = 1
+    points: tuple[ConfigPoint, ...] = ()
+    units: tuple[ConfigUnit, ...] = ()
+    interval_s: Annotated[float, Ge(0.01), Le(86_400)] = 1.0
+    heartbeat_s: Annotated[float, Ge(0), Le(604_800)] = 300.0
+    """A value is reported so often although it has not changed; 0: never."""
+    timeout_s: Annotated[float, Ge(0.01), Le(60)] = 1.0
+    connect_timeout_s: Annotated[float, Gt(0), Le(60)] = 5.0
+    connect_pause_s: Annotated[float, Ge(0), Le(60)] = 0.0
+    """Some devices need a moment after connecting (telegraf#11919)."""
+    request_pause_s: Annotated[float, Ge(0), Le(10)] = 0.0
+    registers_per_request_max: Annotated[int, Ge(1), Le(REGISTERS_MAX)] = REGISTERS_MAX
+    bits_per_request_max: Annotated[int, Ge(1), Le(BITS_MAX)] = BITS_MAX
+    bridge_addresses_max: Annotated[int, Ge(0), Le(100)] = 0
+    """So many addresses that nobody configured may be read along between two points, to save a request."""
+    identity: bool = False
+    """Ask each unit who it is (function 43), on a connection of its own. Some devices choke on it."""
+    identity_interval_s: Annotated[float, Ge(1), Le(604_800)] = 3_600.0
+    tls: ConfigTls = field(default_factory=ConfigTls)
+
+    def __post_init__(self) -> None:
+        try:
+            address = parse_url(self.url)
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from None
+        if self.tls != ConfigTls() and address.scheme != "tls":
+            raise ValueError(f"tls: certificates have no use with {address.scheme}://; write tls:// or remove them")
+        if bool(self.tls.key_file) and not self.tls.certificate_file:
+            raise ValueError("tls.certificate_file: missing; tls.key_file belongs to one")
+        if bool(self.points) == bool(self.units):
+            raise ValueError("points: give points (of one unit), or units with points of their own; one of the two")
+        numbers = [unit.unit for unit in self.all_units()]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("units: a unit stands here twice; put its points together")
+        for unit in self.all_units():
+            names = [point.name for point in unit.points]
+            twice = (
+                next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+            )
+            if twice is not None:
+                raise ValueError(f"points: two points of unit {unit.unit} are called {twice!r}; rename one of them")
+            if not names:
+                raise ValueError(f"units: unit {unit.unit} has no points; give it some or remove it")
+            widest = max(p.registers for p in unit.points)
+            if widest > self.registers_per_request_max:
+                raise ValueError(
+                    f"registers_per_request_max: a point of unit {unit.unit} takes {widest} registers and has to fit in one request"
+                )
+
+    def all_units(self) -> tuple[ConfigUnit, ...]:
+        """The units, also where only one was given in short."""
+        return self.units or (ConfigUnit(unit=self.unit, points=self.points),)
+
+    def timing(self) -> Timing:
+        """How long to wait for what."""
+        return Timing(self.timeout_s, self.connect_timeout_s, self.connect_pause_s, self.request_pause_s)
+
+    def problems(self) -> Iterable[tuple[str, str, str]]:
+        """Files and devices that are not there or cannot be read: (key, what is wrong, what to do)."""
+        files = {f"tls.{key}": getattr(self.tls, key) for key in ("ca_file", "certificate_file", "key_file")}
+        for key, path in files.items():
+            if path is None:
+                continue
+            try:
+                with Path(path).open("rb"):
+                    pass
+            except OSError as error:
+                yield (
+                    key,
+                    f"{path}: {error.strerror}",
+                    "Name a PEM file that exists and that the agent's user can read.",
+                )
+        device = parse_url(self.url).device
+        if device and not Path(device).exists():
+            yield (
+                "url",
+                f"{device}: there is no such device",
+                "Plug it in, or name another; ls /dev/serial/by-id shows them.",
+            )
+
+
+@dataclass(slots=True)
+class Position:
+    """The cursor, unpacked."""
+
+    seen_us: int | None = None
+    """When was last polled; None before the first time."""
+    known: dict[str, list[Any]] = field(default_factory=dict)
+    lost_us: dict[str, int] = field(default_factory=dict)
+    """Parts that do not answer, and since when."""
+    losses_us: dict[str, list[int]] = field(default_factory=dict)
+    identities: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, cursor: Cursor | None) -> "Position":
+        """From a cursor; an empty one where there is none or it is of another version."""
+        if not cursor or cursor.get("v") != 1:
+            return cls()
+        return cls(
+            cursor["seen_us"],
+            dict(cursor["known"]),
+            dict(cursor["lost_us"]),
+            {part: list(times) for part, times in cursor["losses_us"].items()},
+            dict(cursor["identities"]),
+        )
+
+    def save(self) -> Cursor:
+        """As a cursor."""
+        return {
+            "v": 1,
+            "seen_us": self.seen_us,
+            "known": dict(self.known),
+            "lost_us": dict(self.lost_us),
+            "losses_us": {part: list(times) for part, times in self.losses_us.items()},
+            "identities": dict(self.identities),
+        }
+
+
+class _Cadence:
+    """Due times on a grid that never drifts."""
+
+    def __init__(self, interval_s: float, report: Report) -> None:
+        self._interval_s = interval_s
+        self._report = report
+        self._due_s = time.monotonic()
+        self._behind = False
+
+    def left_s(self) -> float:
+        """Until the next cycle."""
+        return self._due_s + self._interval_s - time.monotonic()
+
+    async def wait(self) -> None:
+        """Until the next cycle is due. Missed ones are counted, and said when it begins."""
+        self._due_s += self._interval_s
+        late_s = time.monotonic() - self._due_s
+        missed = int(late_s / self._interval_s) if late_s > 0 else 0
+        if missed:
+            self._due_s += missed * self._interval_s
+            self._report.count("cycles_missed", missed)
+            if not self._behind:
+                self._behind = True
+                self._report.fault(
+                    f"a cycle takes longer than interval_s ({self._interval_s:g} s): {late_s + self._interval_s:.2f} s; "
+                    "raise interval_s, or read fewer points",
+                    "cadence",
+                )
+        elif self._behind and late_s <= 0:
+            self._behind = False
+            self._report.ok("cadence")
+        if late_s < 0:
+            await asyncio.sleep(-late_s)
+        else:
+            await asyncio.sleep(0)
+
+
+class ModbusSource:
+    """A gateway, polled. See the module's text."""
+
+    Config: ClassVar[type] = ConfigModbus
+    rereadable: ClassVar[bool] = False
+
+    def __init__(self, name: str, config: ConfigModbus, report: Report) -> None:
+        self._name = name
+        self._config = config
+        self._report = report
+        self._address = parse_url(config.url)
+        limits = Limits(config.registers_per_request_max, config.bits_per_request_max, config.bridge_addresses_max)
+        self._units = [
+            Unit(
+                unit.unit,
+                unit.name or f"unit {unit.unit}",
+                [Watch(point, unit.unit, name, config.heartbeat_s) for point in unit.points],
+                limits,
+                name,
+                report,
+            )
+            for unit in config.all_units()
+        ]
+        self._identify_s = 0.0
+
+    @property
+    def requests_planned(self) -> int:
+        """Requests that one cycle takes when every unit answers."""
+        return sum(unit.requests_planned for unit in self._units)
+
+    async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+        """One connection's worth of events; see agent.component.Source."""
+        position = Position.load(cursor)
+        link = Link(self._address, self._config.timing(), self._config.tls)
+        try:
+            try:
+                await link.open()
+                events = self._connected(position)
+                async for batch in self._cycles(link, position, events):
+                    yield batch
+            except NotConnected as error:
+                events = [event for unit in self._units for event in unit.drain()]
+                events += self._lost(position, WHOLE, str(error))
+                if events:
+                    yield events, position.save()
+                raise
+        finally:
+            link.close()
+
+    def _connected(self, position: Position) -> list[Event]:
+        """What there is to say at the start of a connection."""
+        self._report.ok()
+        for unit in self._units:
+            unit.begin()
+            for watch in unit.watches:
+                watch.remember(position.known.get(watch.key))
+        keys = {watch.key for unit in self._units for watch in unit.watches}
+        position.known = {key: value for key, value in position.known.items() if key in keys}
+        events = self._restored(position, WHOLE)
+        now = now_us()
+        longest_s = max(self._config.interval_s * GAP_INTERVALS, GAP_S_MIN)
+        if position.seen_us is not None and now - position.seen_us > longest_s * 1_000_000:
+            events.append(self._gap("polling had stopped; changes in between are unknown", position.seen_us, WHOLE))
+        return events
+
+    async def _cycles(
+        self, link: Link, position: Position, events: list[Event]
+    ) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+        cadence = _Cadence(self._config.interval_s, self._report)
+        moved_s = 0.0
+        while True:
+            for unit in in_order(self._units, lambda unit: not unit.suspended):
+                await self._poll(link, position, unit, None)
+                events += self._changed(position, unit)
+            for unit in in_order(self._units, lambda unit: unit.suspended and unit.is_due(time.monotonic())):
+                patience_s = unit.patience_s(cadence.left_s(), self._config.timeout_s)
+                if patience_s is not None:
+                    await self._poll(link, position, unit, patience_s)
+                    events += self._changed(position, unit)
+            if self._config.identity and time.monotonic() >= self._identify_s:
+                events += await self._identify(position)
+            self._count(link)
+            position.seen_us = now_us()
+            if events or time.monotonic() - moved_s >= CURSOR_EVERY_S:
+                moved_s = time.monotonic()
+                for batch in _parts(events, position.save):
+                    yield batch
+                events = []
+            await cadence.wait()
+
+    async def _poll(self, link: Link, position: Position, unit: Unit, patience_s: float | None) -> None:
+        """One unit, once. What it says of setpoints and counters is known from here on."""
+        try:
+            await unit.poll(link, patience_s)
+        finally:
+            for watch in unit.watches:
+                if (known := watch.known) is not None:
+                    position.known[watch.key] = known
+
+    def _count(self, link: Link) -> None:
+        """Counters of the link, into the report."""
+        for name, value in (("requests", link.requests), ("late_answers", link.late_answers)):
+            if value:
+                self._report.count(name, value)
+        link.requests = link.late_answers = 0
+
+    # Contact ------------------------------------------------------------------------------------------------------------------
+
+    def _changed(self, position: Position, unit: Unit) -> list[Event]:
+        """The events of a unit's poll, led by what changed about its answering at all."""
+        part = str(unit.id)
+        if unit.suspended:
+            return unit.drain() + self._lost(position, part, unit.trouble, unit)
+        if part not in position.lost_us or unit.failures:
+            return unit.drain()
+        since_us = position.lost_us[part]
+        return [
+            *self._restored(position, part, unit),
+            self._gap(f"{unit.label} did not answer; its changes in between are unknown", since_us, part, unit),
+            *unit.drain(),
+        ]
+
+    def _lost(self, position: Position, part: str, why: str, unit: Unit | None = None) -> list[Event]:
+        """A part stopped answering: once, and never of one that never answered."""
+        if part in position.lost_us or (part == WHOLE and position.seen_us is None):
+            return []
+        now = now_us()
+        position.lost_us[part] = now
+        name = unit.label if unit else self._address.url
+        data = {"unit_id": unit.id if unit else None, "reason": why, "url": self._address.url}
+        lost = Event(
+            now,
+            now,
+            "device.comms.lost",
+            self._name,
+            target=name,
+            outcome="failure",
+            message=f"{name} does not answer: {why}"[:1_000],
+            data=data,
+        )
+        return [lost, *self._flapping(position, part, name, data, now)]
+
+    def _flapping(self, position: Position, part: str, name: str, data: dict[str, Any], now: int) -> list[Event]:
+        times = [us for us in position.losses_us.get(part, []) if now - us < FLAPPING_S * 1_000_000] + [now]
+        position.losses_us[part] = times
+        if len(times) < FLAPS_MAX:
+            return []
+        position.losses_us[part] = []
+        message = f"{name} comes and goes: lost {len(times)} times within {FLAPPING_S} s"
+        data = {**data, "losses": len(times), "within_s": FLAPPING_S}
+        return [
+            Event(
+                now,
+                now,
+                "device.comms.flapping",
+                self._name,
+                target=name,
+                outcome="failure",
+                message=message,
+                data=data,
+            )
+        ]
+
+    def _restored(self, position: Position, part: str, unit: Unit | None = None) -> list[Event]:
+        """A part answers again, if it had been lost."""
+        since_us = position.lost_us.pop(part, None)
+        if since_us is None:
+            return []
+        now = now_us()
+        name = unit.label if unit else self._address.url
+        data = {"unit_id": unit.id if unit else None, "lost_us": since_us, "away_s": (now - since_us) / 1_000_000}
+        return [
+            Event(
+                now,
+                now,
+                "device.comms.restored",
+                self._name,
+                target=name,
+                outcome="success",
+                message=f"{name} answers again",
+                data=data,
+            )
+        ]
+
+    def _gap(self, reason: str, from_us: int, part: str, unit: Unit | None = None) -> Event:
+        now = now_us()
+        self._report.count("gaps")
+        name = unit.label if unit else self._name
+        data = {
+            "reason": reason,
+            "events": None,
+            "from_us": from_us,
+            "to_us": now,
+            "unit_id": unit.id if unit else None,
+        }
+        del part
+        return Event(now, now, "collection.gap", self._name, target=name, message=reason, data=data)
+
+    # Identity -----------------------------------------------------------------------------------------------------------------
+
+    async def _identify(self, position: Position) -> list[Event]:
+        """Ask every unit that answers who it is; an event where it is not who it was."""
+        self._identify_s = time.monotonic() + self._config.identity_interval_s
+        events: list[Event] = []
+        for unit in self._units:
+            if unit.suspended:
+                continue
+            try:
+                objects = await identify_apart(self._address, self._config.timing(), self._config.tls, unit.id)
+            except (NoAnswer, Exceptional, NotConnected) as error:
+                self._report.fault(f"{unit.label} does not say who it is: {error}", f"{unit.label} identity")
+                continue
+            self._report.ok(f"{unit.label} identity")
+            now_it_is = {IDENTITY_OBJECTS.get(number, f"object_{number}"): text for number, text in objects.items()}
+            before = position.identities.get(str(unit.id))
+            position.identities[str(unit.id)] = now_it_is
+            if before is not None and before != now_it_is:
+                events.append(self._another(unit, before, now_it_is))
+        return events
+
+    def _another(self, unit: Unit, before: dict[str, str], after: dict[str, str]) -> Event:
+        changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        firmware = changed == ["revision"]
+        now = now_us()
+        return Event(
+            now,
+            now,
+            "configuration.firmware.changed" if firmware else "equipment.identity.changed",
+            self._name,
+            target=unit.label,
+            message=f"{unit.label} identifies itself otherwise than before: {', '.join(changed)}",
+            data={"unit_id": unit.id, "value": after, "previous": before, "changed": changed},
+        )
+
+
+def _parts(events: list[Event], save: Callable[[], Cursor]) -> Iterable[tuple[list[Event], Cursor | None]]:
+    """In batches of a bearable size; the cursor moves with the last."""
+    while len(events) > EVENTS_MAX:
+        yield events[:EVENTS_MAX], None
+        events = events[EVENTS_MAX:]
+    yield events, save()

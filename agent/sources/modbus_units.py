@@ -1,0 +1,316 @@
+"""One unit behind a gateway: what is asked of it each cycle, and what its silence and its exceptions cost whom.
+
+    answers ──► blocks as planned                    silent FAILURES_MAX times ──► suspended: asked once in a while, at the end
+       ▲                                                  of a cycle and only in the time that is left of it; when it answers, all
+       └──────────────────── answers again ◄───────────── is read again
+
+A silent unit costs its neighbours FAILURES_MAX timeouts (telegraf#11782, node-red-contrib-modbus#446), then nothing but idle time.
+A unit that refuses a block is asked for halves of it until the point that it refuses stands alone (telegraf#14671); that is remembered,
+the point is named, and asked for again every RETRY_S. An exception is an event when it begins, when it becomes another, and when it ends.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from agent.component import Report, now_us
+from agent.sources.modbus_link import (
+    EXCEPTIONS,
+    GATEWAY_EXCEPTIONS,
+    READS,
+    BadAnswer,
+    Exceptional,
+    Link,
+    NoAnswer,
+    ShortAnswer,
+)
+from agent.sources.modbus_plan import Block, Span, plan
+from agent.sources.modbus_points import Watch
+from agent.wire.event import INFORMATIONAL, Event
+
+FAILURES_MAX: Final = 2
+RETRY_S: Final = 60.0
+SUSPENDED_S_MIN, SUSPENDED_S_MAX = 1.0, 30.0
+FULL_PATIENCE_EVERY: Final = 4
+"""Every so many tries a suspended unit gets its whole timeout, however little time is left: it may have become slow."""
+PATIENCE_S_MIN: Final = 0.05
+SPLITTING: Final = frozenset({2, 3})
+"""Exceptions that say something about the addresses asked for, so that another question may be answered."""
+NAMES_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a request may be for this device."""
+
+    registers_max: int
+    bits_max: int
+    bridge_max: int
+
+
+class _Asked:
+    """A block, with the bytes that were last taken from it."""
+
+    __slots__ = ("block", "due_s", "last", "places")
+
+    def __init__(self, block: Block, watches: dict[Span, list[Watch]]) -> None:
+        self.block = block
+        self.last: bytes | None = None
+        self.due_s = 0.0
+        self.places: list[tuple[Watch, int, int]] = []
+        for span in block.spans:
+            offset = span.address - block.address
+            place = (offset, 0) if span.table in ("coil", "discrete") else (offset * 2, (offset + span.count) * 2)
+            self.places += [(watch, *place) for watch in watches[span]]
+
+
+def _cut(payload: bytes, begin: int, end: int) -> bytes:
+    """The bytes of one point; of a bit (end 0) a single byte, 0 or 1."""
+    return payload[begin:end] if end else b"\1" if payload[begin >> 3] >> (begin & 7) & 1 else b"\0"
+
+
+class Unit:
+    """See the module's text. Lives as long as the source; `begin` is called for every connection."""
+
+    def __init__(
+        self, unit_id: int, label: str, watches: list[Watch], limits: Limits, source: str, report: Report
+    ) -> None:
+        self.id = unit_id
+        self.label = label
+        self.watches = watches
+        self.failures = 0
+        self.suspended = False
+        self.trouble = ""
+        self._limits = limits
+        self._source = source
+        self._report = report
+        self._by_span: dict[Span, list[Watch]] = {}
+        for watch in watches:
+            self._by_span.setdefault(watch.span, []).append(watch)
+        self._cuts: set[tuple[str, int]] = set()
+        self._refused: dict[Span, float] = {}
+        """Asked alone, and when again."""
+        self._asked: list[_Asked] = []
+        self._exceptions: dict[tuple[Span, ...], int] = {}
+        self._events: list[Event] = []
+        self._tries = 0
+        self._again_s = 0.0
+        self._wait_s = SUSPENDED_S_MIN
+
+    def begin(self) -> None:
+        """A new connection: nothing that was read before counts as just read. What was learned of the layout stays."""
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        limits = self._limits
+        blocks = plan(
+            self._by_span,
+            registers_max=limits.registers_max,
+            bits_max=limits.bits_max,
+            bridge_max=limits.bridge_max,
+            cuts=self._cuts,
+            apart=self._refused,
+        )
+        self._asked = [_Asked(block, self._by_span) for block in blocks]
+
+    @property
+    def requests_planned(self) -> int:
+        """Requests that one cycle takes."""
+        return len(self._asked)
+
+    def is_due(self, now_s: float) -> bool:
+        """A suspended unit may be tried again."""
+        return now_s >= self._again_s
+
+    def patience_s(self, left_s: float, timeout_s: float) -> float | None:
+        """How long to wait for a suspended unit, with so much of the cycle left; None: not in this cycle."""
+        self._tries += 1
+        if self._tries % FULL_PATIENCE_EVERY == 0 or left_s >= timeout_s:
+            return timeout_s
+        return left_s if left_s >= PATIENCE_S_MIN else None
+
+    async def poll(self, link: Link, patience_s: float | None = None) -> None:
+        """Ask for everything once; `drain` has what it was worth. Silence ends it and is counted here. Raises NotConnected."""
+        try:
+            for asked in list(self._asked):
+                await self._block(link, asked, patience_s)
+                patience_s = None
+            for span, again_s in list(self._refused.items()):
+                if time.monotonic() >= again_s:
+                    await self._retry(link, span)
+        except NoAnswer as error:
+            self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
+        else:
+            self._works()
+
+    def drain(self) -> list[Event]:
+        """What was gathered since the last call. To be taken also when `poll` raised: the points know it as reported."""
+        events, self._events = self._events, []
+        return events
+
+    def _works(self) -> None:
+        self.failures = self._tries = 0
+        self.suspended = False
+        self._wait_s = SUSPENDED_S_MIN
+        self._report.ok(self.label)
+
+    def _fail(self, text: str, *, answered_badly: bool) -> None:
+        self.failures += 1
+        self.trouble = text
+        self._report.count("bad_answers" if answered_badly else "timeouts")
+        self._report.fault(f"{self.label}: {text}", self.label)
+        if self.failures >= FAILURES_MAX:
+            self.suspended = True
+            self._again_s = time.monotonic() + random.uniform(self._wait_s / 2, self._wait_s)  # noqa: S311 (jitter)
+            self._wait_s = min(self._wait_s * 2, SUSPENDED_S_MAX)
+
+    # One block ----------------------------------------------------------------------------------------------------------------
+
+    async def _block(self, link: Link, asked: _Asked, patience_s: float | None = None) -> None:
+        try:
+            payload = await self._read(link, asked.block, patience_s)
+        except ShortAnswer as error:
+            await self._split(link, asked, f"{error}; its answers are limited", None)
+        except Exceptional as error:
+            if error.code in GATEWAY_EXCEPTIONS:
+                # The gateway answers for a unit that does not: the unit is silent.
+                raise NoAnswer(str(error)) from None
+            if error.code in SPLITTING:
+                await self._split(link, asked, str(error), error.code)
+            else:
+                self._exception(asked.block, error.code)
+        else:
+            self._exception(asked.block, None)
+            await self._take(link, asked, payload)
+
+    async def _read(self, link: Link, block: Block, patience_s: float | None = None) -> bytes:
+        payload = await link.read(self.id, block.table, block.address, block.count, patience_s)
+        self._report.count("registers" if READS[block.table] > 2 else "bits", block.count)  # noqa: PLR2004 (3 and 4: registers)
+        return payload
+
+    async def _take(self, link: Link, asked: _Asked, payload: bytes) -> None:
+        """What these bytes are worth. Bytes that are the same as before are worth nothing until a heartbeat is due."""
+        now_s, at_us = time.monotonic(), now_us()
+        if payload == asked.last and now_s < asked.due_s:
+            return
+        held = await self._held_back(link, asked, payload)
+        self._events += [
+            event
+            for watch, begin, end in asked.places
+            if watch not in held and (event := watch.see(_cut(payload, begin, end), at_us, now_s)) is not None
+        ]
+        asked.last = None if held else payload
+        asked.due_s = min(watch.due_s for watch, _, _ in asked.places)
+
+    async def _held_back(self, link: Link, asked: _Asked, payload: bytes) -> set[Watch]:
+        """Points whose change a second read does not bear out. They keep their known value; the next cycle looks again."""
+        changed = [place for place in asked.places if place[0].suspicious(_cut(payload, place[1], place[2]))]
+        if not changed:
+            return set()
+        try:
+            again = await self._read(link, asked.block)
+        except (ShortAnswer, Exceptional):
+            held = {watch for watch, _, _ in changed}
+        else:
+            held = {watch for watch, begin, end in changed if _cut(again, begin, end) != _cut(payload, begin, end)}
+        if held:
+            self._report.count("changes_not_confirmed", len(held))
+        return held
+
+    async def _split(self, link: Link, asked: _Asked, text: str, code: int | None) -> None:
+        """Ask for halves until what is refused stands alone, then lay the plan out anew."""
+        halves = asked.block.halves()
+        if halves is None:
+            self._refuse(asked.block, text, code)
+            self._lay_out()
+            return
+        refused_before = set(self._refused)
+        for half in halves:
+            await self._block(link, _Asked(half, self._by_span))
+        if set(self._refused) == refused_before:
+            # Each half is answered: the device does not let one request reach across this address.
+            self._cuts.add((halves[1].table, halves[1].address))
+        self._lay_out()
+
+    def _refuse(self, block: Block, text: str, code: int | None) -> None:
+        names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
+        for span in block.spans:
+            self._refused[span] = time.monotonic() + RETRY_S
+            self._report.fault(
+                f"{self.label}: {block.table} {span.address} ({', '.join(names[:NAMES_MAX])}): {text}; "
+                "check the address and the table in the device's manual",
+                self._part(span),
+            )
+        self._exception(block, code)
+
+    def _part(self, span: Span) -> str:
+        return f"{self.label} {span.table} {span.address}"
+
+    async def _retry(self, link: Link, span: Span) -> None:
+        """A point that was refused may be there by now."""
+        self._refused[span] = time.monotonic() + RETRY_S
+        alone = _Asked(Block(*span, (span,)), self._by_span)
+        try:
+            payload = await self._read(link, alone.block)
+        except (Exceptional, NoAnswer):
+            # Where it is silent: the others answered just now, so it is this address that makes it so.
+            return
+        del self._refused[span]
+        self._report.ok(self._part(span))
+        self._exception(alone.block, None)
+        await self._take(link, alone, payload)
+        self._lay_out()
+
+    def _exception(self, block: Block, code: int | None) -> None:
+        """An event when what a block answers with becomes another."""
+        before = self._exceptions.get(block.spans)
+        if code == before:
+            return
+        where = f"{block.table} {block.address} to {block.address + block.count - 1}"
+        part = f"{self.label} {where}"
+        if code is None:
+            del self._exceptions[block.spans]
+            self._report.ok(part)
+        else:
+            self._exceptions[block.spans] = code
+            self._report.count("exceptions")
+            if code not in SPLITTING:
+                self._report.fault(f"{self.label}: {where}: exception {code} ({EXCEPTIONS.get(code, 'unknown')})", part)
+        names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
+        self._events.append(self._exception_event(block, where, names[:NAMES_MAX], code, before))
+
+    def _exception_event(
+        self, block: Block, where: str, names: list[str], code: int | None, before: int | None
+    ) -> Event:
+        now = now_us()
+        what = None if code is None else EXCEPTIONS.get(code, "unknown")
+        return Event(
+            now,
+            now,
+            "device.exception",
+            self._source,
+            INFORMATIONAL if code is None else 0,
+            target=self.label,
+            outcome="success" if code is None else "failure",
+            message=f"{self.label} answers {where} again"
+            if code is None
+            else f"{self.label} answers {where} with {what}",
+            data={
+                "unit_id": self.id,
+                "function": READS[block.table],
+                "exception_code": code,
+                "previous_code": before,
+                "exception": what,
+                "table": block.table,
+                "address": block.address,
+                "count": block.count,
+                "points": names,
+            },
+        )
+
+
+def in_order(units: Iterable[Unit], wanted: Callable[[Unit], bool]) -> list[Unit]:
+    """Those wanted; one that was silent a moment ago comes last, so that it does not delay the others."""
+    return sorted(filter(wanted, units), key=lambda unit: unit.failures)
