@@ -185,6 +185,8 @@ class Buffer:
         self._current: dict[int, Stream] = {}
         self._retained: deque[tuple[int, int, int]] = deque()
         self._used = 0
+        self.tried_s = time.monotonic()
+        """When a transaction last ended, well or not, by the monotonic clock: it stands still only where the disk does."""
         self._file = 0
         """Counts the files in use one after the other: trouble of the last one is no trouble of this one."""
         self._queue: deque[_Append] = deque()
@@ -259,6 +261,21 @@ class Buffer:
             made = await create_pair(db, os.urandom(16).hex(), (LANE_URGENT, LANE_BULK))
         for stream in made:
             self._streams[stream.id] = self._current[stream.lane] = stream
+
+    async def reconfigure(self, config: BufferConfig) -> None:
+        """Go on with other bounds."""
+        async with self._lock:
+            self.config = config
+            if self._db is not None:
+                await self._db.execute(f"PRAGMA synchronous = {config.synchronous.upper()}")
+
+    async def failed(self) -> BaseException:
+        """Wait until nothing can be stored any more, which is a defect, and say why. Does not return while all is well."""
+        if self._writer is None:
+            raise RuntimeError("the buffer is not open")
+        await asyncio.wait([self._writer])
+        error = None if self._writer.cancelled() else self._writer.exception()
+        return error or RuntimeError("the buffer was closed")
 
     async def close(self) -> None:
         """Finish the running commit and close the file. What still waits in `append` is cancelled: its source reads it again."""
@@ -352,9 +369,11 @@ class Buffer:
                 async with self._lock:
                     await self._commit(group, lines)
             except sqlite3.DatabaseError as error:
+                self.tried_s = time.monotonic()
                 await self._answer(error, file)
                 continue
             self.stalled = None
+            self.tried_s = time.monotonic()
             if lines:
                 self.growth.set()
             return
@@ -527,20 +546,34 @@ class Buffer:
 
     @_answering
     async def expect(self, buffer: str, lane: int, expected: int, head: str) -> None:
-        """The centre wants `expected` next, behind the hash `head`: send from there again, declaring what is no longer here."""
+        """The centre wants `expected` next, behind the hash `head`: send from there, declaring what is no longer here."""
         async with self._lock:
             db, stream = self._open_db(), self._find(buffer, lane)
             if stream is None:
                 return
-            first = await rows(db, stream, stream.acked_no, 1)
-            if expected <= stream.acked_no or not first:
+            first = next(iter(await rows(db, stream, stream.acked_no, 1)), None)
+            if expected <= stream.acked_no:
                 await rewind(db, self.agent, stream, expected, head)
                 self._retained = deque(
                     item for item in self._retained if item[0] != stream.id or item[1] <= stream.acked_no
                 )
-            elif first[0].no < expected <= first[0].through:
-                await cut(db, self.agent, stream, first[0], expected, head)
+            elif first is not None and first.no < expected <= first.through:
+                await cut(db, self.agent, stream, first, expected, head)
+            elif first is not None and first.no < expected:
+                await self._move_on(db, stream, expected, head)
             self.growth.set()
+
+    async def _move_on(self, db: aiosqlite.Connection, stream: Stream, expected: int, head: str) -> None:
+        # The centre has a gap where we have batches: this file is an old copy of the one that declared it. They are not lost after
+        # all, but their numbers are taken: they travel under a new buffer id, and this one goes on with the number that is expected.
+        if stream is self._current[stream.lane]:
+            await self._new_pair(db)
+        below = min(expected, stream.next_no)
+        await restream(db, self.agent, stream, self._current[stream.lane], below)
+        first = next(iter(await rows(db, stream, stream.acked_no, 1)), None)
+        if first is not None and first.no < expected <= first.through:
+            await cut(db, self.agent, stream, first, expected, head)
+        await self._forget_finished(db, stream)
 
     @_answering
     async def fork(self, buffer: str, lane: int) -> None:

@@ -9,10 +9,10 @@ import asyncio
 import logging
 import random
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agent.buffer import Buffer
 from agent.component import ConfigError, Cursor, NotConnected, Report, Source, State, now_us
@@ -41,6 +41,14 @@ class Engine(Protocol):
         """State changed since the last call, by handler."""
         ...
 
+    def restore(self, state: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Take up the stored state, by handler; once, before the first `handle`."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """What each handler counts, by name."""
+        ...
+
 
 class NoHandlers:
     """An engine without handlers."""
@@ -52,6 +60,13 @@ class NoHandlers:
 
     def changes(self) -> Mapping[str, State]:
         """No state."""
+        return {}
+
+    def restore(self, state: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Nothing to take up."""
+
+    def stats(self) -> dict[str, Any]:
+        """Nothing to count."""
         return {}
 
 
@@ -76,19 +91,36 @@ class Pipeline:
     def __init__(self, buffer: Buffer, engine: Engine | NoHandlers) -> None:
         self.sources: dict[str, SourceState] = {}
         self.alerts = 0
+        self.engine = engine
+        self.actions: Callable[[Sequence[Event]], None] | None = None
+        """Is told of every alert once it is durable."""
         self._buffer = buffer
-        self._engine = engine
+        self._open = asyncio.Event()
+        self._open.set()
+        """Closed while the engine is exchanged."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def tick(self) -> None:
         """Let time pass for the handlers, about once a second: absence and dwell need it."""
         while True:
             await asyncio.sleep(TICK_S)
-            alerts = self._engine.handle((), now_us())
-            changes = self._engine.changes()
+            await self._open.wait()
+            alerts = self.engine.handle((), now_us())
+            changes = self.engine.changes()
             if alerts or changes:
                 await self._buffer.append(alerts, states=changes)
-                self.alerts += len(alerts)
+                self._note_alerts(alerts)
+
+    async def exchange(self, engine: Engine | NoHandlers) -> None:
+        """Go on with other handlers. What the old ones knew is handed over by way of the buffer; no event passes meanwhile."""
+        self._open.clear()
+        try:
+            # The buffer writes in order: once this is through, so is all state that went before it.
+            await self._buffer.append(())
+            engine.restore(await self._buffer.states())
+            self.engine = engine
+        finally:
+            self._open.set()
 
     def start(self, name: str, kind: str, source: Source, report: Report) -> None:
         """Begin to run a source, by its configured name."""
@@ -110,9 +142,16 @@ class Pipeline:
 
     async def store(self, events: Sequence[Event], source: str | None = None, cursor: Cursor | None = None) -> None:
         """Handlers first, then everything in one transaction. Returns when it is durable."""
-        alerts = self._engine.handle(events, now_us()) if events else []
+        if not self._open.is_set():
+            await self._open.wait()
+        alerts = self.engine.handle(events, now_us()) if events else []
+        await self._buffer.append([*events, *alerts] if alerts else events, source, cursor, self.engine.changes())
+        self._note_alerts(alerts)
+
+    def _note_alerts(self, alerts: Sequence[Event]) -> None:
         self.alerts += len(alerts)
-        await self._buffer.append([*events, *alerts] if alerts else events, source, cursor, self._engine.changes())
+        if alerts and self.actions is not None:
+            self.actions(alerts)
 
     async def _run(self, source: Source, state: SourceState) -> None:
         loop = asyncio.get_running_loop()

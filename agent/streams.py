@@ -293,13 +293,17 @@ async def rewind(db: aiosqlite.Connection, agent: str, stream: Stream, expected:
         await _swap(db, stream, [], gap)
 
 
-async def restream(db: aiosqlite.Connection, agent: str, old: Stream, new: Stream) -> None:
-    """Move what is unsent of one stream behind another: the centre has other batches under the old numbers."""
+async def restream(db: aiosqlite.Connection, agent: str, old: Stream, new: Stream, below: int | None = None) -> None:
+    """Move what is unsent of one stream behind another: the centre has other batches under the old numbers.
+
+    `below`: only the batches under this number; the old stream then goes on with it.
+    """
+    end = old.next_no if below is None else below
     while True:
-        sql = "SELECT no, observed, frame FROM batches WHERE stream = ? AND no > ? ORDER BY no LIMIT 256"
-        found = await fetch(db, sql, old.id, old.acked_no)
+        sql = "SELECT no, observed, frame FROM batches WHERE stream = ? AND no > ? AND through < ? ORDER BY no LIMIT 256"
+        found = await fetch(db, sql, old.id, old.acked_no, end)
         if not found:
-            return
+            break
         no, prev, moved = new.next_no, new.last_hash, []
         for _, observed, wire in found:
             moved.append(_renumber(read_frame(wire), agent, new, no, prev, observed))
@@ -317,6 +321,9 @@ async def restream(db: aiosqlite.Connection, agent: str, old: Stream, new: Strea
         advance(new, moved)
         old.pending_events -= events
         old.pending_bytes -= size
+    if below is not None:
+        await db.execute("UPDATE streams SET acked_no = ? WHERE id = ?", (below - 1, old.id))
+        old.acked_no = below - 1
 
 
 def _renumber(frame: Frame, agent: str, stream: Stream, no: int, prev: str, observed: int) -> Batch:

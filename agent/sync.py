@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -67,6 +68,11 @@ class SyncConfig:
             raise ValueError(
                 "url is http:// to another computer: events would travel unprotected. Use https://, or set allow_plaintext = true"
             )
+
+
+def _before(batches: list[Stored], refusal: Refusal) -> list[Stored]:
+    place = (refusal.buffer, refusal.lane, refusal.no)
+    return list(takewhile(lambda batch: (batch.buffer, batch.lane, batch.no) != place, batches))
 
 
 def _is_loopback(host: str) -> bool:
@@ -155,6 +161,12 @@ class Sync:
         for (buffer, lane), no in ack.through.items():
             await self._buffer.ack(buffer, lane, no)
         if ack.refused is not None:
+            before = _before(batches, ack.refused)
+            if before and ack.refused.code != "missing":
+                # Nothing of the request was stored. What stands before the refused batch goes first, so that it is settled whether
+                # the centre has it, and the refused one comes at the head of a request.
+                self._bytes_max = sum(len(batch.wire) for batch in before)
+                return
             await self._answer(ack.refused)
             return
         size = sum(len(batch.wire) for batch in batches)

@@ -157,7 +157,8 @@ async def test_whatever_the_order_of_appends_acks_and_restarts_each_event_comes_
 ) -> None:
     """A model of the buffer: a list a lane."""
     folder = tmp_path_factory.mktemp("buffer")
-    judge, written, n = Judge(), {0: [], 1: []}, 0
+    judge, n = Judge(), 0
+    written: dict[int, list[int]] = {0: [], 1: []}
     buffer = await Buffer.open(folder / "buffer.db", SMALL, AGENT)
     for step, size in steps:
         if step in ("append", "urgent"):
@@ -287,6 +288,25 @@ async def test_an_old_copy_of_the_buffer_goes_on_under_a_new_name_without_losing
         assert sorted(Judge().take(batches).numbers) == list(range(7))
 
 
+async def test_batches_that_the_centre_has_declared_lost_travel_under_a_new_name(tmp_path: Path) -> None:
+    """An old copy of the buffer was put back, which still holds what was evicted (and declared) after it was made."""
+    async with opened(tmp_path) as buffer:
+        for n in range(8):
+            await buffer.append([event(n)])
+        batches = await drain(buffer)
+        stored = Judge().take(batches[:5])
+    (tmp_path / "copy").mkdir()
+    async with opened(tmp_path / "copy") as buffer:
+        for n in range(8):
+            await buffer.append([event(n)])
+        first = (await buffer.peek(1_000_000))[0]
+        (_, (_, link)) = next(iter(stored.heads.items()))
+        await buffer.expect(first.buffer, first.lane, 6, link)
+        assert [(b.no, b.buffer == first.buffer) for b in await drain(buffer)] == [
+            (6, True), (7, True), (8, True), (1, False), (2, False), (3, False), (4, False), (5, False),
+        ]  # fmt: skip
+
+
 async def test_a_batch_damaged_inside_is_replaced_by_a_gap(tmp_path: Path) -> None:
     async with opened(tmp_path) as buffer:
         for n in range(5):
@@ -375,7 +395,7 @@ async def test_a_folder_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> 
 
 def writer(folder: Path, *args: int, **kwargs: object) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tests.buffer_writer", str(folder), *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **kwargs)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **kwargs)  # type: ignore[call-overload, no-any-return]
 
 
 async def test_after_kill_9_every_number_that_was_reported_durable_is_there_once(tmp_path: Path) -> None:
