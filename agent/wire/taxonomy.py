@@ -158,6 +158,8 @@ agent.source.recovered            | agent          | 1 | 1 | 6.2          | DE.C
 agent.handler.failed              | agent          | 3 | 3 | 6.2 2.10     | DE.CM-09          |    |       | 6002 | a handler raised an error and was set aside
 agent.buffer.pressure             | agent          | 3 | 3 | 2.9          | DE.CM-09          |    |       | 6002 | the buffer is nearly full
 agent.buffer.recovered            | agent          | 3 | 3 | 2.9 2.10     | DE.CM-09          |    |       | 6002 | a damaged buffer was set aside and what could be read was saved
+agent.contact.lost                | agent          | 3 | 3 | 2.9 6.2      | DE.CM-09          |    | T0815 | 6002 | the collector has not answered for long
+agent.contact.restored            | agent          | 1 | 1 | 6.2          | DE.CM-09          |    |       | 6002 | the collector answers again
 agent.heartbeat                   | agent          | 1 | 1 | 6.2          | DE.CM-09          |    |       | 6002 | the agent is alive
 collection                        | collection     | 2 | 2 | 2.9 2.10     | PR.PS-04          |    |       | 6002 | about collecting
 collection.gap                    | collection     | 3 | 3 | 2.9 2.10     | PR.PS-04 DE.CM-09 |    | T0804 | 6002 | events were lost here: how many, from where, why
