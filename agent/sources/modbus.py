@@ -2,9 +2,10 @@
 
     due ─► for each unit: planned requests ─► points ─► events ─► yield (committed, with what is known of setpoints) ─► sleep until due
 
-Polling sees only what stands in a register when it looks; what it did not look at is declared. From the last poll that is known to be durable until
-the first one of a new connection nobody was looking: that is a `collection.gap`, of the source or of one unit. What a setpoint, a mode or a
-counter was before is in the cursor, so that a change in that time is an event all the same, though not by whom or when.
+Polling sees only what stands in a register when it looks; what it did not look at is declared. From the last poll that is known to be
+durable until the first one of a new connection nobody was looking: that is a `collection.gap`, of the source or of one unit. What a
+setpoint, a mode or a counter was before is in the cursor, so that a change in that time is an event all the same, though nobody knows by
+whom or when.
 
 The cadence is kept by due times, not by pauses: a slow cycle does not shift the next one, and a cycle that is missed is counted and said.
 Only reads leave this program (agent.sources.modbus_link has no other requests).

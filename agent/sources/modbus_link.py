@@ -36,6 +36,8 @@ IDENTIFY_KIND: Final = 14
 REGISTERS_MAX, BITS_MAX = 125, 2_000
 """What one request may ask for, by the specification."""
 ADU_BYTES_MAX = 260
+LENGTH_MIN, LENGTH_MAX = 3, ADU_BYTES_MAX - 6
+"""What the length field of Modbus TCP may say: unit, function and at least one byte more."""
 INBOX_BYTES_MAX = 65_536
 """Of unread answers; a peer that sends more than this unasked is cut off."""
 STALE_ANSWERS_MAX = 16
@@ -519,7 +521,7 @@ class Link:
         wire.write(_MBAP.pack(self._transaction, 0, len(request) + 1, unit) + request)
         for _ in range(STALE_ANSWERS_MAX):
             transaction, protocol, length, from_unit = _MBAP.unpack(await inbox.take(_MBAP.size))
-            if protocol != 0 or not 3 <= length <= ADU_BYTES_MAX - 6:
+            if protocol != 0 or not LENGTH_MIN <= length <= LENGTH_MAX:
                 raise BadAnswer("what came is not Modbus TCP; is it RTU over TCP (rtu+tcp://)?")
             body = await inbox.take(length - 1)
             if transaction != self._transaction:

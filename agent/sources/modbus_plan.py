@@ -4,8 +4,8 @@ A request covers one run of configured addresses of one table, at most as long a
 for half a float from one moment and half from another is a third value that never was. Going from the lowest address up and taking in
 whatever still fits gives the least possible number of requests.
 
-What a device refuses is remembered beside the plan: `cuts` are addresses that a request must not reach across (both sides answer, together they
-do not), `apart` are points asked for alone (one of them is what the device refuses).
+What a device refuses is remembered beside the plan: `cuts` are addresses that a request must not reach across (both sides answer,
+together they do not), `apart` are points asked for alone (one of them is what the device refuses).
 """
 
 from collections.abc import Collection, Iterable
@@ -20,7 +20,7 @@ class Span(NamedTuple):
 
     table: str
     address: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's own count() is nothing that a span is asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,16 @@ class ConfigPoint:
             raise ValueError(f"type: a string has 1 to {REGISTERS_MAX * 2} characters")
         if self.address + self.span.count > 65_536:  # noqa: PLR2004 (the address space)
             raise ValueError(f"address: {kind} at {self.address} reaches beyond 65535")
+        self._check_bits()
+        if self.deadband is not None and self.deadband_percent is not None:
+            raise ValueError("deadband_percent: deadband and deadband_percent exclude each other; give one of them")
+        if self.role == "counter" and not self.numeric:
+            raise ValueError(f"role: a counter is a number, and {kind} is not")
+        if not self.numeric and (self.scale != 1 or self.offset or self.deadband or self.deadband_percent):
+            raise ValueError(f"scale: scale, offset and deadband are for numbers, and {kind} is not one")
+
+    def _check_bits(self) -> None:
+        kind = self.kind
         if self.bit is not None and (self.in_bits or kind.startswith(("string", "float"))):
             raise ValueError(
                 "bit: bits are taken out of integer registers only; use an integer type or bool in holding or input"
@@ -99,12 +109,6 @@ class ConfigPoint:
             raise ValueError(f"bit: {kind} has the bits 0 to {self.registers * 16 - 1}")
         if self.bits > 1 and (self.bit is None or kind == "bool"):
             raise ValueError("bits: needs bit and an integer type")
-        if self.deadband is not None and self.deadband_percent is not None:
-            raise ValueError("deadband_percent: deadband and deadband_percent exclude each other; give one of them")
-        if self.role == "counter" and not self.numeric:
-            raise ValueError(f"role: a counter is a number, and {kind} is not")
-        if not self.numeric and (self.scale != 1 or self.offset or self.deadband or self.deadband_percent):
-            raise ValueError(f"scale: scale, offset and deadband are for numbers, and {kind} is not one")
 
     @property
     def kind(self) -> str:
@@ -156,10 +160,10 @@ def decoder(config: ConfigPoint) -> Callable[[bytes], Value]:
     if config.bit is not None:
         return _bits(config, lambda data: int(unpack(straight(data))[0]))
     if config.kind == "bool":
-        return lambda data: any(data)
+        return any
     if put is None:
-        return lambda data: unpack(data)[0]  # type: ignore[no-any-return]
-    return lambda data: unpack(straight(data))[0]  # type: ignore[no-any-return]
+        return lambda data: unpack(data)[0]
+    return lambda data: unpack(straight(data))[0]
 
 
 def _permutation(config: ConfigPoint) -> tuple[int, ...]:
