@@ -94,7 +94,6 @@ class Line:
         """Listen, and make the log."""
         # asyncua warns of every unencrypted endpoint, asks for an administrator and the like: this is a toy, and says so itself.
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)
-        logging.getLogger("pymodbus_internal").setLevel(logging.CRITICAL)
         self._writer.__enter__()
         await self._cell.start()
         await self._plc.start()

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agent.simulator.plc import configuration
+
 LOG_SOURCE = "station_log"
 """Name of the log source; the judge compares its events with the file."""
 
@@ -34,7 +36,9 @@ def write_agent(folder: Path, *, addresses: dict[str, Any], collector: str, key:
     }
     path = folder / "agent.toml"
     path.write_text(
-        _AGENT.format_map({name: json.dumps(str(value)) for name, value in values.items()}), encoding="utf-8"
+        _AGENT.format_map({name: json.dumps(str(value)) for name, value in values.items()})
+        + configuration("press_plc"),
+        encoding="utf-8",
     )
     return path
 
