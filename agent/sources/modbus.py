@@ -29,7 +29,6 @@ from agent.sources.modbus_link import (
     Link,
     NoAnswer,
     Timing,
-    identify_apart,
     parse_url,
 )
 from agent.sources.modbus_points import ConfigPoint, Watch
@@ -283,14 +282,22 @@ class ModbusSource:
             unit.begin()
             for watch in unit.watches:
                 watch.remember(position.known.get(watch.key))
-        keys = {watch.key for unit in self._units for watch in unit.watches}
-        position.known = {key: value for key, value in position.known.items() if key in keys}
+        self._forget_what_is_gone(position)
         events = self._restored(position, WHOLE)
         now = now_us()
         longest_s = max(self._config.interval_s * GAP_INTERVALS, GAP_S_MIN)
         if position.seen_us is not None and now - position.seen_us > longest_s * 1_000_000:
-            events.append(self._gap("polling had stopped; changes in between are unknown", position.seen_us, WHOLE))
+            events.append(self._gap("polling had stopped; changes in between are unknown", position.seen_us))
         return events
+
+    def _forget_what_is_gone(self, position: Position) -> None:
+        """Points and units that are no longer configured do not stay in the cursor for ever."""
+        keys = {watch.key for unit in self._units for watch in unit.watches}
+        parts = {WHOLE, *(str(unit.id) for unit in self._units)}
+        position.known = {key: value for key, value in position.known.items() if key in keys}
+        position.lost_us = {part: value for part, value in position.lost_us.items() if part in parts}
+        position.losses_us = {part: value for part, value in position.losses_us.items() if part in parts}
+        position.identities = {part: value for part, value in position.identities.items() if part in parts}
 
     async def _cycles(
         self, link: Link, position: Position, events: list[Event]
@@ -307,7 +314,7 @@ class ModbusSource:
                     await self._poll(link, position, unit, patience_s)
                     events += self._changed(position, unit)
             if self._config.identity and time.monotonic() >= self._identify_s:
-                events += await self._identify(position)
+                events += await self._identify(link, position)
             self._count(link)
             position.seen_us = now_us()
             if events or time.monotonic() - moved_s >= CURSOR_EVERY_S:
@@ -322,9 +329,7 @@ class ModbusSource:
         try:
             await unit.poll(link, patience_s)
         finally:
-            for watch in unit.watches:
-                if (known := watch.known) is not None:
-                    position.known[watch.key] = known
+            position.known |= unit.memory()
 
     def _count(self, link: Link) -> None:
         """Counters of the link, into the report."""
@@ -345,16 +350,16 @@ class ModbusSource:
         since_us = position.lost_us[part]
         return [
             *self._restored(position, part, unit),
-            self._gap(f"{unit.label} did not answer; its changes in between are unknown", since_us, part, unit),
+            self._gap(f"{unit.label} did not answer; its changes in between are unknown", since_us, unit),
             *unit.drain(),
         ]
 
     def _lost(self, position: Position, part: str, why: str, unit: Unit | None = None) -> list[Event]:
-        """A part stopped answering: once, and never of one that never answered."""
+        """A part stopped answering: once. Of a gateway that was never reached the runner has said it already."""
         if part in position.lost_us or (part == WHOLE and position.seen_us is None):
             return []
         now = now_us()
-        position.lost_us[part] = now
+        position.lost_us[part] = (unit.answered_us if unit else position.seen_us) or now
         name = unit.label if unit else self._address.url
         data = {"unit_id": unit.id if unit else None, "reason": why, "url": self._address.url}
         lost = Event(
@@ -411,7 +416,7 @@ class ModbusSource:
             )
         ]
 
-    def _gap(self, reason: str, from_us: int, part: str, unit: Unit | None = None) -> Event:
+    def _gap(self, reason: str, from_us: int, unit: Unit | None = None) -> Event:
         now = now_us()
         self._report.count("gaps")
         name = unit.label if unit else self._name
@@ -422,12 +427,11 @@ class ModbusSource:
             "to_us": now,
             "unit_id": unit.id if unit else None,
         }
-        del part
         return Event(now, now, "collection.gap", self._name, target=name, message=reason, data=data)
 
     # Identity -----------------------------------------------------------------------------------------------------------------
 
-    async def _identify(self, position: Position) -> list[Event]:
+    async def _identify(self, link: Link, position: Position) -> list[Event]:
         """Ask every unit that answers who it is; an event where it is not who it was."""
         self._identify_s = time.monotonic() + self._config.identity_interval_s
         events: list[Event] = []
@@ -435,9 +439,10 @@ class ModbusSource:
             if unit.suspended:
                 continue
             try:
-                objects = await identify_apart(self._address, self._config.timing(), self._config.tls, unit.id)
-            except (NoAnswer, Exceptional, NotConnected) as error:
-                self._report.fault(f"{unit.label} does not say who it is: {error}", f"{unit.label} identity")
+                objects = await link.identify(unit.id)
+            except (NoAnswer, Exceptional) as error:
+                text = f"{unit.label} does not say who it is: {error}; if it never does, set identity = false"
+                self._report.fault(text, f"{unit.label} identity")
                 continue
             self._report.ok(f"{unit.label} identity")
             now_it_is = {IDENTITY_OBJECTS.get(number, f"object_{number}"): text for number, text in objects.items()}

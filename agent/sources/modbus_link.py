@@ -45,6 +45,8 @@ STALE_ANSWERS_MAX = 16
 SILENCES_MAX = 2
 """Questions in a row without any answer after which the connection itself is doubted and made anew."""
 QUIET_S_MAX = 0.25
+TLS_SHUTDOWN_S = 1.0
+"""A peer that does not take part in saying good-bye is left after this."""
 OBJECTS_MAX = 64
 """Identification objects taken from one device."""
 
@@ -63,6 +65,8 @@ EXCEPTIONS: Final = {
 GATEWAY_EXCEPTIONS: Final = frozenset({10, 11})
 """The gateway speaks, because the unit does not."""
 
+_AROUND_BYTES = 16
+"""Of a request and of what stands around the values of its answer, on a serial line."""
 _MBAP = struct.Struct(">HHHB")
 _ASK = struct.Struct(">BHH")
 
@@ -110,6 +114,16 @@ class Address:
     def rtu(self) -> bool:
         """Framed by checksum and silence, without transaction ids."""
         return self.scheme in ("rtu", "rtu+tcp")
+
+    @property
+    def byte_s(self) -> float:
+        """How long one byte takes on a serial line; 0 on a network."""
+        return (self.bytesize + 2 + self.stopbits) / self.baudrate if self.device else 0.0
+
+    @property
+    def silence_s(self) -> float:
+        """What the specification wants between two frames on a serial line: three and a half bytes, and 1.75 ms at least."""
+        return max(3.5 * self.byte_s, 0.00175) if self.device else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +231,9 @@ class _Inbox(asyncio.Protocol):
         self._bytes += data
         if len(self._bytes) > INBOX_BYTES_MAX:
             self.closed = True
+            self._bytes.clear()
+            if self.transport is not None:
+                self.transport.abort()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -264,7 +281,7 @@ class _Inbox(asyncio.Protocol):
 
 
 class _SerialWire:
-    """A serial port as a transport: reads by the event loop, writes at once (a request is at most a few bytes long)."""
+    """A serial port as a transport: reads by the event loop, writes at once (a request is a few bytes and never waits)."""
 
     def __init__(self, address: Address, inbox: _Inbox) -> None:
         import serial  # type: ignore[import-untyped]
@@ -277,7 +294,6 @@ class _SerialWire:
             bytesize=address.bytesize,
             stopbits=address.stopbits,
             timeout=0,
-            write_timeout=1,
             exclusive=True,
         )
         self._fd: int = self._port.fileno()
@@ -299,16 +315,20 @@ class _SerialWire:
             self._inbox.connection_lost(None)
 
     def write(self, data: bytes) -> None:
-        import serial
-
         try:
-            self._port.write(data)
-        except (OSError, serial.SerialException):
+            written = os.write(self._fd, data)
+        except OSError:
             raise _HungUp from None
+        if written < len(data):
+            raise _HungUp  # the port takes nothing: nobody is behind it
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
-        self._port.close()
+        with contextlib.suppress(OSError):
+            # What the port could not send is of no use any more; without this the kernel would wait for it.
+            self._port.reset_output_buffer()
+        with contextlib.suppress(OSError):
+            self._port.close()
 
 
 class Link:
@@ -397,6 +417,8 @@ class Link:
                     address.host,
                     address.port,
                     ssl=context,
+                    ssl_handshake_timeout=self.timing.connect_timeout_s if context else None,
+                    ssl_shutdown_timeout=TLS_SHUTDOWN_S if context else None,
                     server_hostname=(self._tls.server_name or address.host) if context else None,
                 )
         except TimeoutError:
@@ -439,8 +461,8 @@ class Link:
     async def read(self, unit: int, table: str, address: int, count: int, timeout_s: float | None = None) -> bytes:
         """The bytes of `count` registers (two each, as sent) or bits (eight a byte, lowest first) of a table."""
         function = READS[table]
-        body = await self._ask(unit, _ASK.pack(function, address, count), timeout_s)
         expected = count * 2 if function > 2 else (count + 7) // 8  # noqa: PLR2004 (3 and 4 are the registers)
+        body = await self._ask(unit, _ASK.pack(function, address, count), timeout_s, expected)
         if body[1] != len(body) - 2:
             self._doubt()
             raise BadAnswer(f"an answer that says {body[1]} bytes and has {len(body) - 2}")
@@ -449,20 +471,32 @@ class Link:
         return body[2:]
 
     async def identify(self, unit: int) -> dict[int, str]:
-        """What the device says of itself (function 43/14, basic and regular), by object number."""
+        """What the device says of itself (function 43/14, basic and regular), by object number.
+
+        On a connection of its own, since some devices say nothing more on one where they were asked this; and never on a second one
+        beside the first, since many gateways serve but one client, and a serial port has but one owner.
+        """
+        self.close()
+        try:
+            return await self._objects(unit)
+        finally:
+            self.close()
+
+    async def _objects(self, unit: int) -> dict[int, str]:
         objects: dict[int, str] = {}
         following = 0
         for _ in range(OBJECTS_MAX):
-            body = await self._ask(unit, bytes((IDENTIFY, IDENTIFY_KIND, 2, following)), None)
+            body = await self._ask(unit, bytes((IDENTIFY, IDENTIFY_KIND, 2, following)), None, ADU_BYTES_MAX)
             more, following, came = _identification(body)
             objects |= came
             if not more or len(objects) >= OBJECTS_MAX:
                 break
         return objects
 
-    async def _ask(self, unit: int, request: bytes, timeout_s: float | None) -> bytes:
+    async def _ask(self, unit: int, request: bytes, timeout_s: float | None, answer_bytes: int) -> bytes:
         """The answer's bytes from its function code on. A connection that had grown old is made anew once."""
         await self.open()
+        timeout_s = (timeout_s or self.timing.timeout_s) + (answer_bytes + _AROUND_BYTES) * self.address.byte_s
         fresh = not self._answered
         try:
             body = await self._once(unit, request, timeout_s)
@@ -485,12 +519,11 @@ class Link:
             raise BadAnswer(f"function {request[0]} asked for, {function} came")
         return body
 
-    async def _once(self, unit: int, request: bytes, timeout_s: float | None) -> bytes:
+    async def _once(self, unit: int, request: bytes, timeout_s: float) -> bytes:
         loop = asyncio.get_running_loop()
         if (pause_s := self._pause_until_s - loop.time()) > 0:
             await asyncio.sleep(pause_s)
         self.requests += 1
-        timeout_s = timeout_s or self.timing.timeout_s
         speak = self._rtu if self.address.rtu else self._tcp
         settled = False
         try:
@@ -507,7 +540,7 @@ class Link:
             # Also when cancelled: the answer may still come, and would be taken for that of the next question.
             if not settled and (self.address.rtu or self._silences >= SILENCES_MAX):
                 self._doubtful = True
-            self._pause_until_s = loop.time() + self.timing.request_pause_s
+            self._pause_until_s = loop.time() + max(self.timing.request_pause_s, self.address.silence_s)
         return body
 
     def _doubt(self) -> None:
@@ -528,7 +561,7 @@ class Link:
                 self.late_answers += 1
                 continue
             if from_unit != unit:
-                raise BadAnswer(f"unit {unit} was asked, unit {from_unit} answered")
+                raise BadAnswer(f"unit {unit} was asked, unit {from_unit} answered; is {from_unit} its number?")
             return body
         raise BadAnswer("nothing but answers to other questions")
 
@@ -588,13 +621,3 @@ def _identification(body: bytes) -> tuple[bool, int, dict[int, str]]:
         objects[body[at]] = text.replace("\0", "").strip()
         at += 2 + body[at + 1]
     return more, following, objects
-
-
-async def identify_apart(address: Address, timing: Timing, tls: ConfigTls, unit: int) -> dict[int, str]:
-    """Ask a device who it is on a connection of its own: some devices say nothing more on one where they were asked this."""
-    link = Link(address, timing, tls)
-    try:
-        return await link.identify(unit)
-    finally:
-        with contextlib.suppress(OSError):
-            link.close()

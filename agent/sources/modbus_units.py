@@ -5,15 +5,18 @@
        └──────────────────── answers again ◄───────────── is read again
 
 A silent unit costs its neighbours FAILURES_MAX timeouts (telegraf#11782, node-red-contrib-modbus#446), then nothing but idle time.
+Every FULL_PATIENCE_EVERYth try takes a whole timeout, for it may have become slow: one in a minute or two.
+
 A unit that refuses a block is asked for halves of it until the point that it refuses stands alone (telegraf#14671); that is remembered,
-the point is named, and asked for again every RETRY_S. An exception is an event when it begins, when it becomes another, and when it ends.
+the point is named, and asked for again every RETRY_S. One that says nothing where others would refuse is found out likewise, a cut at a
+time. An exception is an event when it begins, when it becomes another, and when it ends.
 """
 
 import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from agent.component import Report, now_us
 from agent.sources.modbus_link import (
@@ -27,7 +30,7 @@ from agent.sources.modbus_link import (
     ShortAnswer,
 )
 from agent.sources.modbus_plan import Block, Span, plan
-from agent.sources.modbus_points import Watch
+from agent.sources.modbus_points import CONFIRMED, Watch
 from agent.wire.event import INFORMATIONAL, Event
 
 FAILURES_MAX: Final = 2
@@ -53,17 +56,20 @@ class Limits:
 class _Asked:
     """A block, with the bytes that were last taken from it."""
 
-    __slots__ = ("block", "due_s", "last", "places")
+    __slots__ = ("block", "confirmed", "due_s", "last", "places", "silences")
 
     def __init__(self, block: Block, watches: dict[Span, list[Watch]]) -> None:
         self.block = block
         self.last: bytes | None = None
+        self.silences = 0
+        """Times in a row that it was not answered although another block of the unit was."""
         self.due_s = 0.0
         self.places: list[tuple[Watch, int, int]] = []
         for span in block.spans:
             offset = span.address - block.address
             place = (offset, 0) if span.table in ("coil", "discrete") else (offset * 2, (offset + span.count) * 2)
             self.places += [(watch, *place) for watch in watches[span]]
+        self.confirmed = [place for place in self.places if place[0].config.role in CONFIRMED]
 
 
 def _cut(payload: bytes, begin: int, end: int) -> bytes:
@@ -81,8 +87,11 @@ class Unit:
         self.label = label
         self.watches = watches
         self.failures = 0
+        self.answered_us: int | None = None
+        """When it last answered everything that it was asked."""
         self.suspended = False
         self.trouble = ""
+        self._remembering = [watch for watch in watches if watch.config.role != "reading"]
         self._limits = limits
         self._source = source
         self._report = report
@@ -133,24 +142,50 @@ class Unit:
 
     async def poll(self, link: Link, patience_s: float | None = None) -> None:
         """Ask for everything once; `drain` has what it was worth. Silence ends it and is counted here. Raises NotConnected."""
+        answered = False
+        asked: _Asked | None = None
         try:
             for asked in list(self._asked):
                 await self._block(link, asked, patience_s)
-                patience_s = None
+                patience_s, answered = None, True
+            asked = None
             for span, again_s in list(self._refused.items()):
                 if time.monotonic() >= again_s:
                     await self._retry(link, span)
         except NoAnswer as error:
-            self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
-        else:
-            self._works()
+            if answered and asked is not None and not isinstance(error, BadAnswer):
+                self._silent(asked, str(error))
+            else:
+                self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
+                return
+        self._works()
+
+    def memory(self) -> dict[str, list[Any]]:
+        """What its points have to know again after a restart, by their keys."""
+        return {watch.key: known for watch in self._remembering if (known := watch.known) is not None}
 
     def drain(self) -> list[Event]:
         """What was gathered since the last call. To be taken also when `poll` raised: the points know it as reported."""
         events, self._events = self._events, []
         return events
 
+    def _silent(self, asked: _Asked, text: str) -> None:
+        """A block that is not answered while others of the unit are. It goes to the end; by and by what is silent is found in it."""
+        self._report.count("timeouts")
+        asked.silences += 1
+        if asked.silences < FAILURES_MAX:
+            self._asked.remove(asked)
+            self._asked.append(asked)
+            return
+        halves = asked.block.halves()
+        if halves is None:
+            self._refuse(asked.block, text, None)
+        else:
+            self._cuts.add((halves[1].table, halves[1].address))
+        self._lay_out()
+
     def _works(self) -> None:
+        self.answered_us = now_us()
         self.failures = self._tries = 0
         self.suspended = False
         self._wait_s = SUSPENDED_S_MIN
@@ -182,6 +217,7 @@ class Unit:
             else:
                 self._exception(asked.block, error.code)
         else:
+            asked.silences = 0
             self._exception(asked.block, None)
             await self._take(link, asked, payload)
 
@@ -195,29 +231,33 @@ class Unit:
         now_s, at_us = time.monotonic(), now_us()
         if payload == asked.last and now_s < asked.due_s:
             return
-        held = await self._held_back(link, asked, payload)
-        self._events += [
-            event
-            for watch, begin, end in asked.places
-            if watch not in held and (event := watch.see(_cut(payload, begin, end), at_us, now_s)) is not None
-        ]
+        again = await self._second_look(link, asked, payload)
+        held = False
+        for watch, begin, end in asked.places:
+            data = _cut(payload, begin, end)
+            if watch.suspicious(data):
+                if again is None or not watch.suspicious(_cut(again, begin, end)):
+                    held = True
+                    self._report.count("changes_not_confirmed")
+                    continue
+                data = _cut(again, begin, end)
+            if (event := watch.see(data, at_us, now_s)) is not None:
+                self._events.append(event)
         asked.last = None if held else payload
         asked.due_s = min(watch.due_s for watch, _, _ in asked.places)
 
-    async def _held_back(self, link: Link, asked: _Asked, payload: bytes) -> set[Watch]:
-        """Points whose change a second read does not bear out. They keep their known value; the next cycle looks again."""
-        changed = [place for place in asked.places if place[0].suspicious(_cut(payload, place[1], place[2]))]
-        if not changed:
-            return set()
+    async def _second_look(self, link: Link, asked: _Asked, payload: bytes) -> bytes | None:
+        """The same block once more, where a change in it wants to be borne out. None: it cannot be had.
+
+        A point that is no longer changed then keeps its known value, and the next cycle looks again; one that has meanwhile changed
+        further is changed all the same.
+        """
+        if not any(watch.suspicious(_cut(payload, begin, end)) for watch, begin, end in asked.confirmed):
+            return None
         try:
-            again = await self._read(link, asked.block)
+            return await self._read(link, asked.block)
         except (ShortAnswer, Exceptional):
-            held = {watch for watch, _, _ in changed}
-        else:
-            held = {watch for watch, begin, end in changed if _cut(again, begin, end) != _cut(payload, begin, end)}
-        if held:
-            self._report.count("changes_not_confirmed", len(held))
-        return held
+            return None
 
     async def _split(self, link: Link, asked: _Asked, text: str, code: int | None) -> None:
         """Ask for halves until what is refused stands alone, then lay the plan out anew."""
@@ -226,6 +266,7 @@ class Unit:
             self._refuse(asked.block, text, code)
             self._lay_out()
             return
+        self._settle(asked.block)
         refused_before = set(self._refused)
         for half in halves:
             await self._block(link, _Asked(half, self._by_span))
@@ -233,6 +274,11 @@ class Unit:
             # Each half is answered: the device does not let one request reach across this address.
             self._cuts.add((halves[1].table, halves[1].address))
         self._lay_out()
+
+    def _settle(self, block: Block) -> None:
+        """A block that is asked for no more has no exception any more; its halves have theirs."""
+        if self._exceptions.pop(block.spans, None) is not None:
+            self._report.ok(f"{self.label} {_where(block)}")
 
     def _refuse(self, block: Block, text: str, code: int | None) -> None:
         names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
@@ -268,7 +314,7 @@ class Unit:
         before = self._exceptions.get(block.spans)
         if code == before:
             return
-        where = f"{block.table} {block.address} to {block.address + block.count - 1}"
+        where = _where(block)
         part = f"{self.label} {where}"
         if code is None:
             del self._exceptions[block.spans]
@@ -309,6 +355,10 @@ class Unit:
                 "points": names,
             },
         )
+
+
+def _where(block: Block) -> str:
+    return f"{block.table} {block.address} to {block.address + block.count - 1}"
 
 
 def in_order(units: Iterable[Unit], wanted: Callable[[Unit], bool]) -> list[Unit]:
