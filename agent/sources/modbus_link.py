@@ -80,7 +80,7 @@ class BadAnswer(NoAnswer):
 
 
 class ShortAnswer(BadAnswer):
-    """A well-formed answer with another number of values than was asked for."""
+    """The answer to this question, with fewer values than were asked for."""
 
 
 class Exceptional(Exception):
@@ -466,7 +466,11 @@ class Link:
         if body[1] != len(body) - 2:
             self._doubt()
             raise BadAnswer(f"an answer that says {body[1]} bytes and has {len(body) - 2}")
-        if body[1] != expected:
+        if body[1] > expected or (body[1] < expected and self.address.rtu):
+            # Where nothing tells a late answer apart, another length is a sign of one.
+            self._doubt()
+            raise BadAnswer(f"{expected} bytes asked for, {body[1]} came")
+        if body[1] < expected:
             raise ShortAnswer(f"{expected} bytes asked for, {body[1]} came")
         return body[2:]
 
@@ -529,6 +533,8 @@ class Link:
         try:
             async with asyncio.timeout(timeout_s):
                 body = await speak(unit, request)
+            if self._guarded:
+                await self._alone()
             settled = True
         except TimeoutError:
             self._silences += 1
@@ -583,12 +589,14 @@ class Link:
         answer = head + await _rest(inbox, head[1])
         if crc16(answer[:-2]) != answer[-2:]:
             raise BadAnswer("the checksum is wrong")
-        if self._guarded:
-            if await inbox.quiet(self._quiet_s, self._quiet_s):
-                self.late_answers += 1
-                raise BadAnswer("two answers to one question")
-            self._guarded = False
         return answer[1:-2]
+
+    async def _alone(self) -> None:
+        """The first answer after a doubt is taken only if no second one follows: two would mean that the first is an old one."""
+        if self._inbox is not None and await self._inbox.quiet(self._quiet_s, self._quiet_s):
+            self.late_answers += 1
+            raise BadAnswer("two answers to one question")
+        self._guarded = False
 
 
 async def _rest(inbox: _Inbox, function: int) -> bytes:
