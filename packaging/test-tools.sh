@@ -3,7 +3,7 @@
 # program is missing is skipped and says so in pytest's summary.
 #
 #   socat                   serial lines without hardware (Modbus RTU)
-#   mbpoll                  an independent Modbus client
+#   mbpoll                  an independent Modbus client; brings libmodbus, an independent server
 #   faketime                a clock that steps
 #   journald, journalctl    a journal to read
 set -u
