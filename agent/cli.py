@@ -5,6 +5,7 @@ Nothing is imported here that a command does not need: `--help` answers at once,
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_check, _add_status, _add_events, _add_buffer, _add_browse, _add_trust):
+    for add in (_add_run, _add_check, _add_status, _add_events, _add_buffer, _add_browse, _add_trust, _add_probe):
         add(commands)
     return parser
 
@@ -230,9 +231,78 @@ def _add_trust(commands: Any) -> None:
     _json_option(sub)
 
 
+def _add_probe(commands: Any) -> None:
+    def probe(options: argparse.Namespace) -> int:
+        from agent.cli_modbus import run
+
+        return run(options)
+
+    text = "find the addresses of a Modbus device that can be read, politely, and print configuration to paste"
+    sub = _command(commands, "probe", probe, text, config=False)
+    sub.add_argument(
+        "url", help="tcp://HOST:502, tls://HOST:802, rtu+tcp://HOST:PORT or rtu:///dev/ttyUSB0?baudrate=19200"
+    )
+    sub.add_argument("--unit", type=_unit, default=1, metavar="N", help="which unit (default: %(default)s)")
+    sub.add_argument("--addresses", type=_addresses, default=(0, 999), metavar="A-B",
+                     help="from which to which, counted from 0 (default: 0-999)")  # fmt: skip
+    sub.add_argument("--table", action="append", choices=("holding", "input", "coil", "discrete"),
+                     help="only this table; may be repeated (default: all four)")  # fmt: skip
+    sub.add_argument("--rate", type=_rate, default=20.0, metavar="N",
+                     help="at most so many requests a second (default: %(default)g)")  # fmt: skip
+    sub.add_argument("--timeout", type=_seconds, default=2.0, metavar="S",
+                     help="seconds to wait for an answer (default: %(default)g)")  # fmt: skip
+    sub.add_argument("--ca", type=Path, metavar="FILE", help="certificate that proves the device's own, for tls://")
+    sub.add_argument(
+        "--identify", action="store_true", help="also ask who it is (function 43); some devices choke on it"
+    )
+    sub.add_argument(
+        "--name", type=_key, default="machine", metavar="NAME", help="name of the source in what is printed"
+    )
+    sub.add_argument("--all", action="store_true", help="also write out the addresses that answer with 0")
+    _json_option(sub)
+
+
 def _folder_option(sub: argparse.ArgumentParser) -> None:
     text = "where to keep the certificate (default: opcua in the state folder of the configuration)"
     sub.add_argument("--folder", type=Path, metavar="DIR", help=text)
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: letters, digits, _ and - only")
+    return text
+
+
+def _unit(text: str) -> int:
+    if not text.isdecimal() or int(text) > 255:  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 255")
+    return int(text)
+
+
+def _addresses(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    last = last or first
+    if not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) <= 65_535:  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"{text!r} is no range like 0-999, within 0 to 65535")
+    return int(first), int(last)
+
+
+def _rate(text: str) -> float:
+    return _between(text, 0.1, 1_000)
+
+
+def _seconds(text: str) -> float:
+    return _between(text, 0.01, 60)
+
+
+def _between(text: str, least: float, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:g}")
+    return number
 
 
 def _count(text: str) -> int:
