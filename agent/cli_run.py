@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
 
     async def until_stopped() -> int:
         settings = await load(options.config)
-        return await daemon.run(settings, options.config) or DONE
+        return await daemon.run(settings, options.config)
 
     return asyncio.run(until_stopped())
 

@@ -25,7 +25,7 @@ from agent.pipeline import Pipeline
 from agent.wire.event import Event
 
 SELF = "!agent"
-"""The name under which the agent's own events and its last run are kept. No source can be called so (config_words.py)."""
+"""The name under which the agent's own events and its last run are kept. No source can be called so (config_read.py: NAME)."""
 SOURCE = "agent"
 WATCH_S = 1.0
 DISK_EVERY_S = 10.0
@@ -96,9 +96,7 @@ def configuration_changed(before: str | None, after: str | None, problem: str | 
     if problem is not None:
         text += " and cannot be used; the one before goes on"
     outcome = "success" if problem is None else "failure"
-    return host_event(
-        "agent.configuration.changed", text, outcome=outcome, before=before, after=after, problem=problem
-    )
+    return host_event("agent.configuration.changed", text, outcome=outcome, before=before, after=after, problem=problem)
 
 
 class Host:
@@ -130,7 +128,11 @@ class Host:
         if abs(step_s) < CLOCK_STEP_S_MIN:
             return []
         way = "forward" if step_s > 0 else "back"
-        return [host_event("system.clock.stepped", f"the clock jumped {way} by {abs(step_s):.1f} s", offset_s=round(step_s, 3))]
+        return [
+            host_event(
+                "system.clock.stepped", f"the clock jumped {way} by {abs(step_s):.1f} s", offset_s=round(step_s, 3)
+            )
+        ]
 
     def _pressure(self) -> list[Event]:
         events: list[Event] = []
@@ -139,7 +141,9 @@ class Host:
         if self._begins("buffer", share >= PRESSURE_FROM, share < PRESSURE_UNTIL):
             text = f"the buffer is {share:.0%} full; at 100 % the oldest readings are given up first, and declared"
             events.append(
-                host_event("agent.buffer.pressure", text, used_bytes=buffer.used_bytes, bytes_max=buffer.config.bytes_max)
+                host_event(
+                    "agent.buffer.pressure", text, used_bytes=buffer.used_bytes, bytes_max=buffer.config.bytes_max
+                )
             )
         if time.monotonic() - self._disk_at >= DISK_EVERY_S:
             self._disk_at = time.monotonic()
@@ -154,7 +158,7 @@ class Host:
         free, least = status.f_bavail * status.f_frsize, self._buffer.config.free_bytes_min
         if not self._begins("disk", free < least, free >= least * DISK_AGAIN):
             return []
-        text = f"the disk has {free // 1_000_000} MB left, less than the {least // 1_000_000} MB that are to stay free: the buffer no longer grows"
+        text = f"{free // 1_000_000} MB are free on the disk, less than the {least // 1_000_000} MB to be kept: the buffer no longer grows"
         return [host_event("system.disk.pressure", text, free_bytes=free, free_bytes_min=least)]
 
     def _contact(self) -> list[Event]:
@@ -162,7 +166,9 @@ class Host:
         lost = "contact" in self._told
         if self._begins("contact", silent_s >= CONTACT_LOST_S, silent_s < CONTACT_LOST_S):
             text = f"the collector has not answered for {CONTACT_LOST_S / 60:.0f} min; events are kept here"
-            return [host_event("agent.contact.lost", text, outcome="failure", pending_events=self._buffer.pending_events)]
+            return [
+                host_event("agent.contact.lost", text, outcome="failure", pending_events=self._buffer.pending_events)
+            ]
         if lost and "contact" not in self._told:
             return [host_event("agent.contact.restored", "the collector answers again", outcome="success")]
         return []

@@ -4,6 +4,7 @@ Every answer is sorted by what sync has to do next: go on (Ack), send something 
 once (TooLarge), wait (Unavailable). An answer that cannot be read is none: the batches are sent again, which changes nothing.
 """
 
+import json
 import ssl
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
@@ -69,7 +70,7 @@ class HttpSink:
             "Content-Type": CONTENT_TYPE,
             "Linewarden-Version": self._version,
             "Linewarden-Agent-Time": str(now_us()),
-            "Linewarden-Status": msgspec.json.encode(status).decode(),
+            "Linewarden-Status": json.dumps(status, separators=(",", ":")),  # a header is ASCII
         }
         if self._key_file:
             headers["Authorization"] = f"Bearer {_read_key(self._key_file)}"
