@@ -28,6 +28,7 @@ CONFIG_RETRY_S = 60.0
 """What is wrong with the configuration may be put right outside it (a file's permissions): tried again this often."""
 TICK_S = 1.0
 STOP_S_MAX = 5.0
+STOP_AGAIN_S = 0.5
 
 
 class Engine(Protocol):
@@ -130,10 +131,13 @@ class Pipeline:
     async def stop(self, name: str) -> None:
         """End a source; what it yielded is stored. One that does not end within STOP_S_MAX is left behind."""
         task = self._tasks.pop(name)
-        task.cancel()
-        _, late = await asyncio.wait([task], timeout=STOP_S_MAX)
+        deadline = asyncio.get_running_loop().time() + STOP_S_MAX
+        # Asked again now and then: a library on the way may have swallowed the cancellation.
+        while not task.done() and asyncio.get_running_loop().time() < deadline:
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_AGAIN_S)
         self.sources[name].state = "stopped"
-        if late:
+        if not task.done():
             log.warning("source %s did not stop within %s s", name, STOP_S_MAX)
 
     async def stop_all(self) -> None:

@@ -6,17 +6,26 @@ once (TooLarge), wait (Unavailable). An answer that cannot be read is none: the 
 
 import json
 import ssl
+import sys
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import zstandard
 from msgspec import Struct
 
 from agent.component import Ack, ConfigError, Refusal, TooLarge, Unavailable, now_us
+
+# httpx brings a command line of its own where click is installed (with the collector, say), at 6 MB of memory that no agent has use for.
+_click = sys.modules.get("click")
+sys.modules["click"] = None  # type: ignore[assignment]
+import httpx  # noqa: E402
+
+del sys.modules["click"]
+if _click is not None:
+    sys.modules["click"] = _click
 
 CONTENT_TYPE = "application/vnd.linewarden.batches"
 RETRY_AFTER_S_MAX = 3_600.0

@@ -96,7 +96,9 @@ class Hints:
 
         loop.add_reader(fd, wake)
         try:
-            await asyncio.wait_for(ready, timeout_s)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the result.
+            async with asyncio.timeout(timeout_s):
+                await ready
         except TimeoutError:
             return False
         finally:
