@@ -40,7 +40,10 @@ GAP_INTERVALS: Final = 3
 GAP_S_MIN: Final = 1.0
 CURSOR_EVERY_S: Final = 5.0
 """The cursor moves so often when nothing changes: a gap may seem to begin so much earlier than it did."""
+COMMIT_EVERY_S: Final = 0.05
+"""A poll faster than this does not make a commit of each cycle: a station's disk is not to be worn out."""
 EVENTS_MAX: Final = 2_000
+"""In one batch; so many are never held back."""
 FLAPS_MAX, FLAPPING_S = 3, 600
 """So many losses within that time are flapping; said once in that time."""
 WHOLE: Final = ""
@@ -250,6 +253,8 @@ class ModbusSource:
             for unit in config.all_units()
         ]
         self._identify_s = 0.0
+        self._events: list[Event] = []
+        """Read, and not yet handed on."""
 
     @property
     def requests_planned(self) -> int:
@@ -260,35 +265,35 @@ class ModbusSource:
         """One connection's worth of events; see agent.component.Source."""
         position = Position.load(cursor)
         link = Link(self._address, self._config.timing(), self._config.tls)
+        self._events = []
         try:
-            try:
-                await link.open()
-                events = self._connected(position)
-                async for batch in self._cycles(link, position, events):
-                    yield batch
-            except NotConnected as error:
-                events = [event for unit in self._units for event in unit.drain()]
-                events += self._lost(position, WHOLE, str(error))
-                if events:
-                    yield events, position.save()
-                raise
+            await link.open()
+            self._connected(position)
+            async for batch in self._cycles(link, position):
+                yield batch
+        except NotConnected as error:
+            # What was read before the end counts: the points know it as reported.
+            for unit in self._units:
+                self._events += unit.drain()
+            self._events += self._lost(position, WHOLE, str(error))
+            if self._events:
+                yield self._events, position.save()
+            raise
         finally:
             link.close()
 
-    def _connected(self, position: Position) -> list[Event]:
-        """What there is to say at the start of a connection."""
+    def _connected(self, position: Position) -> None:
+        """What is to be done and said at the start of a connection."""
         self._report.ok()
         for unit in self._units:
             unit.begin()
             for watch in unit.watches:
                 watch.remember(position.known.get(watch.key))
         self._forget_what_is_gone(position)
-        events = self._restored(position, WHOLE)
-        now = now_us()
+        self._events += self._restored(position, WHOLE)
         longest_s = max(self._config.interval_s * GAP_INTERVALS, GAP_S_MIN)
-        if position.seen_us is not None and now - position.seen_us > longest_s * 1_000_000:
-            events.append(self._gap("polling had stopped; changes in between are unknown", position.seen_us))
-        return events
+        if position.seen_us is not None and now_us() - position.seen_us > longest_s * 1_000_000:
+            self._events.append(self._gap("polling had stopped; changes in between are unknown", position.seen_us))
 
     def _forget_what_is_gone(self, position: Position) -> None:
         """Points and units that are no longer configured do not stay in the cursor for ever."""
@@ -299,30 +304,32 @@ class ModbusSource:
         position.losses_us = {part: value for part, value in position.losses_us.items() if part in parts}
         position.identities = {part: value for part, value in position.identities.items() if part in parts}
 
-    async def _cycles(
-        self, link: Link, position: Position, events: list[Event]
-    ) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+    async def _cycles(self, link: Link, position: Position) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
         cadence = _Cadence(self._config.interval_s, self._report)
         moved_s = 0.0
         while True:
-            for unit in in_order(self._units, lambda unit: not unit.suspended):
-                await self._poll(link, position, unit, None)
-                events += self._changed(position, unit)
-            for unit in in_order(self._units, lambda unit: unit.suspended and unit.is_due(time.monotonic())):
-                patience_s = unit.patience_s(cadence.left_s(), self._config.timeout_s)
-                if patience_s is not None:
-                    await self._poll(link, position, unit, patience_s)
-                    events += self._changed(position, unit)
-            if self._config.identity and time.monotonic() >= self._identify_s:
-                events += await self._identify(link, position)
-            self._count(link)
-            position.seen_us = now_us()
-            if events or time.monotonic() - moved_s >= CURSOR_EVERY_S:
+            await self._cycle(link, position, cadence)
+            since_s = time.monotonic() - moved_s
+            held_back = since_s < COMMIT_EVERY_S and len(self._events) < EVENTS_MAX
+            if since_s >= CURSOR_EVERY_S or (self._events and not held_back):
                 moved_s = time.monotonic()
-                for batch in _parts(events, position.save):
+                for batch in _parts(self._events, position.save):
                     yield batch
-                events = []
+                self._events = []
             await cadence.wait()
+
+    async def _cycle(self, link: Link, position: Position, cadence: _Cadence) -> None:
+        """Ask every unit for everything, once: first those that answer, then, with the time that is left, those that did not."""
+        for unit in in_order(self._units, lambda unit: not unit.suspended):
+            await self._poll(link, position, unit, None)
+        for unit in in_order(self._units, lambda unit: unit.suspended and unit.is_due(time.monotonic())):
+            patience_s = unit.patience_s(cadence.left_s(), self._config.timeout_s)
+            if patience_s is not None:
+                await self._poll(link, position, unit, patience_s)
+        if self._config.identity and time.monotonic() >= self._identify_s:
+            await self._identify(link, position)
+        self._count(link)
+        position.seen_us = now_us()
 
     async def _poll(self, link: Link, position: Position, unit: Unit, patience_s: float | None) -> None:
         """One unit, once. What it says of setpoints and counters is known from here on."""
@@ -330,6 +337,7 @@ class ModbusSource:
             await unit.poll(link, patience_s)
         finally:
             position.known |= unit.memory()
+        self._events += self._changed(position, unit)
 
     def _count(self, link: Link) -> None:
         """Counters of the link, into the report."""
@@ -431,10 +439,9 @@ class ModbusSource:
 
     # Identity -----------------------------------------------------------------------------------------------------------------
 
-    async def _identify(self, link: Link, position: Position) -> list[Event]:
+    async def _identify(self, link: Link, position: Position) -> None:
         """Ask every unit that answers who it is; an event where it is not who it was."""
         self._identify_s = time.monotonic() + self._config.identity_interval_s
-        events: list[Event] = []
         for unit in self._units:
             if unit.suspended:
                 continue
@@ -449,8 +456,7 @@ class ModbusSource:
             before = position.identities.get(str(unit.id))
             position.identities[str(unit.id)] = now_it_is
             if before is not None and before != now_it_is:
-                events.append(self._another(unit, before, now_it_is))
-        return events
+                self._events.append(self._another(unit, before, now_it_is))
 
     def _another(self, unit: Unit, before: dict[str, str], after: dict[str, str]) -> Event:
         changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))

@@ -25,7 +25,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 
 from agent.sources.modbus_link import REGISTERS_MAX, Table
 from agent.sources.modbus_plan import Span
-from agent.wire.event import LOW, Event
+from agent.wire.event import INFORMATIONAL, LOW, Event
 
 Role = Literal["reading", "counter", "state", "setpoint", "mode", "identity"]
 Order = Literal["big", "little"]
@@ -222,7 +222,13 @@ class Watch:
         self._source = source
         self._heartbeat_s = (heartbeat_s if config.heartbeat_s is None else config.heartbeat_s) or math.inf
         self._plain = config.scale == 1 and config.offset == 0
+        self._short = config.kind == "float32"
+        self._sharp = config.deadband is None and config.deadband_percent is None
+        self.confirmed = config.role in CONFIRMED
+        self._is_reading = config.role == "reading"
         self._known: Value = None
+        self._shown: Value = None
+        """The known value, scaled."""
         self._known_us = 0
         self._fresh = True
         """Nothing was reported yet."""
@@ -239,6 +245,7 @@ class Watch:
         self._fresh, self._known, self._known_us, self.due_s = True, None, 0, math.inf
         if self.config.role != "reading" and stored and stored[0] == self.fingerprint:
             self._fresh, self._known, self._known_us = False, stored[1], stored[2]
+            self._shown = self._scaled(self._known)
             self.due_s = -math.inf
 
     @property
@@ -250,18 +257,21 @@ class Watch:
 
     def suspicious(self, data: bytes) -> bool:
         """Its value differs from the known one in a way that wants a second look before anybody is told."""
-        if self.config.role not in CONFIRMED or self._fresh:
+        if not self.confirmed or self._fresh:
             return False
-        value, _ = _clean(self.decode(data))
-        return self._moved(value)
+        value = self.decode(data)
+        return self._moved(_clean(value)[0] if isinstance(value, float) else value)
 
     def see(self, data: bytes, at_us: int, now_s: float) -> Event | None:
         """The event that these bytes are worth, if any."""
-        value, quality = _clean(self.decode(data))
-        if not self._fresh and not self._moved(value) and now_s < self.due_s:
+        value, quality = self.decode(data), None
+        if isinstance(value, float):
+            value, quality = _clean(value)
+        moved = not self._fresh and self._moved(value)
+        if not moved and not self._fresh and now_s < self.due_s:
             return None
-        event = self._event(value, quality, at_us, now_s)
-        self._known, self._known_us, self._fresh = value, at_us, False
+        event = self._event(value, quality, at_us, moved=moved)
+        self._known, self._known_us, self._shown, self._fresh = value, at_us, event.data["value"], False
         self.due_s = now_s + self._heartbeat_s
         return event
 
@@ -270,9 +280,7 @@ class Watch:
         known, config = self._known, self.config
         if value == known:
             return False
-        if config.deadband is None and config.deadband_percent is None:
-            return True
-        if value is None or known is None or isinstance(value, str) or isinstance(known, str):
+        if self._sharp or value is None or known is None or isinstance(value, str) or isinstance(known, str):
             return True
         if config.deadband is not None:
             return abs(value - known) * abs(config.scale) > config.deadband
@@ -280,10 +288,12 @@ class Watch:
         return abs(value - known) * abs(config.scale) > abs(before) * (config.deadband_percent or 0) / 100
 
     def _scaled(self, raw: Value) -> Value:
+        if self._plain and not self._short:
+            return raw
         if raw is None or isinstance(raw, bool | str):
             return raw
         if self._plain:
-            return shortest32(raw) if self.config.kind == "float32" else raw
+            return shortest32(raw)
         scaled = raw * self.config.scale + self.config.offset
         # 0.1 has no exact binary form: without this 203 * 0.1 would be 20.300000000000001.
         return float(f"{scaled:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(scaled) else None
@@ -294,23 +304,25 @@ class Watch:
             return None
         return texts.get(str(int(value)) if isinstance(value, bool) else str(value))
 
-    def _event(self, raw: Value, quality: str | None, at_us: int, now_s: float) -> Event:
+    def _event(self, raw: Value, quality: str | None, at_us: int, *, moved: bool) -> Event:
         config = self.config
-        value, previous = self._scaled(raw), None if self._fresh else self._scaled(self._known)
-        moved = not self._fresh and self._moved(raw)
-        data = self._base | {"value": value, "previous": previous}
+        value, previous = self._scaled(raw), None if self._fresh else self._shown
+        data = {**self._base, "value": value, "previous": previous}
         if quality:
             data["quality"] = quality
         if config.texts:
             data["text"], data["previous_text"] = self._text(value), self._text(previous)
-        if not moved and now_s >= self.due_s and not self._fresh:
+        if not moved and not self._fresh:
             data["heartbeat"] = True
         if config.role == "counter":
             return self._counter(raw, data, at_us)
-        if config.role == "reading" or not moved:
-            if config.role != "reading":
+        if self._is_reading or not moved:
+            if not self._is_reading:
                 data["role"] = config.role
-            return Event(at_us, at_us, "equipment.reading", self._source, target=config.name, data=data)
+            return Event(
+                at_us, at_us, "equipment.reading", self._source, INFORMATIONAL, None, config.name, None, None, None, None,
+                None, data,
+            )  # fmt: skip  # by place: it is made for every value that moves
         shown, before = (str(data.get(key) or value_) for key, value_ in (("text", value), ("previous_text", previous)))
         message = f"{config.name} changed from {before} to {shown}"
         return Event(
@@ -357,11 +369,11 @@ class Watch:
         return size if known - low >= size - near and raw - low < near else 0
 
 
-def _clean(value: Value) -> tuple[Value, str | None]:
+def _clean(value: float) -> tuple[float | None, str | None]:
     """The value, or null and why there is none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None, "not_a_number" if math.isnan(value) else "infinite"
-    return value, None
+    if math.isfinite(value):
+        return value, None
+    return None, "not_a_number" if math.isnan(value) else "infinite"
 
 
 def _round(number: float) -> int | float:

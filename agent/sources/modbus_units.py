@@ -16,7 +16,9 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import chain, compress
+from operator import ne
+from typing import Any, Final, NamedTuple
 
 from agent.component import Report, now_us
 from agent.sources.modbus_link import (
@@ -53,10 +55,18 @@ class Limits:
     bridge_max: int
 
 
+class _Place(NamedTuple):
+    """A point, and where its bytes stand in an answer; `end` is 0 where it is a single bit."""
+
+    watch: Watch
+    begin: int
+    end: int
+
+
 class _Asked:
     """A block, with the bytes that were last taken from it."""
 
-    __slots__ = ("block", "confirmed", "due_s", "last", "places", "silences")
+    __slots__ = ("_at", "block", "confirmed", "due_s", "last", "places", "silences")
 
     def __init__(self, block: Block, watches: dict[Span, list[Watch]]) -> None:
         self.block = block
@@ -64,12 +74,24 @@ class _Asked:
         self.silences = 0
         """Times in a row that it was not answered although another block of the unit was."""
         self.due_s = 0.0
-        self.places: list[tuple[Watch, int, int]] = []
+        """No heartbeat is due before this."""
+        bits = block.table in ("coil", "discrete")
+        self.places: list[_Place] = []
+        self._at: list[list[_Place]] = [[] for _ in range(-(-block.count // 8) if bits else block.count * 2)]
+        """The points that a byte is a part of."""
         for span in block.spans:
             offset = span.address - block.address
-            place = (offset, 0) if span.table in ("coil", "discrete") else (offset * 2, (offset + span.count) * 2)
-            self.places += [(watch, *place) for watch in watches[span]]
-        self.confirmed = [place for place in self.places if place[0].config.role in CONFIRMED]
+            where = (offset, 0) if bits else (offset * 2, (offset + span.count) * 2)
+            places = [_Place(watch, *where) for watch in watches[span]]
+            self.places += places
+            for byte in (offset >> 3,) if bits else range(*where):
+                self._at[byte] += places
+        self.confirmed = [place for place in self.places if place.watch.config.role in CONFIRMED]
+
+    def changed(self, payload: bytes, last: bytes) -> Iterable[_Place]:
+        """The points of which a byte is another than it was."""
+        # A point comes up with each byte of it that changed, and is looked at once.
+        return dict.fromkeys(chain.from_iterable(compress(self._at, map(ne, payload, last))))
 
 
 def _cut(payload: bytes, begin: int, end: int) -> bytes:
@@ -228,14 +250,18 @@ class Unit:
 
     async def _take(self, link: Link, asked: _Asked, payload: bytes) -> None:
         """What these bytes are worth. Bytes that are the same as before are worth nothing until a heartbeat is due."""
-        now_s, at_us = time.monotonic(), now_us()
-        if payload == asked.last and now_s < asked.due_s:
+        now_s, at_us, last = time.monotonic(), now_us(), asked.last
+        if last is None or now_s >= asked.due_s:
+            places: Iterable[_Place] = asked.places
+        elif payload == last:
             return
-        again = await self._second_look(link, asked, payload)
+        else:
+            places = asked.changed(payload, last)
+        again = await self._second_look(link, asked, payload) if asked.confirmed else None
         held = False
-        for watch, begin, end in asked.places:
+        for watch, begin, end in places:
             data = _cut(payload, begin, end)
-            if watch.suspicious(data):
+            if watch.confirmed and watch.suspicious(data):
                 if again is None or not watch.suspicious(_cut(again, begin, end)):
                     held = True
                     self._report.count("changes_not_confirmed")
@@ -244,7 +270,9 @@ class Unit:
             if (event := watch.see(data, at_us, now_s)) is not None:
                 self._events.append(event)
         asked.last = None if held else payload
-        asked.due_s = min(watch.due_s for watch, _, _ in asked.places)
+        if places is asked.places:
+            # Those seen since then are due later than this says: it is looked at too early, and never too late.
+            asked.due_s = min(place.watch.due_s for place in places)
 
     async def _second_look(self, link: Link, asked: _Asked, payload: bytes) -> bytes | None:
         """The same block once more, where a change in it wants to be borne out. None: it cannot be had.

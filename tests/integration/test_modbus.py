@@ -430,6 +430,29 @@ async def test_a_device_that_goes_away_and_comes_back_is_told_of_and_read_again(
             assert gap.data["to_us"] - gap.data["from_us"] >= 1_200_000
 
 
+async def test_what_one_unit_said_is_kept_when_the_gateway_goes_away_at_the_next() -> None:
+    async with Device() as device:
+        units = tuple(ConfigUnit(unit=unit, points=(point("speed", 0, role="setpoint"),)) for unit in (1, 2))
+        for unit in (1, 2):
+            device.set(unit, "holding", 0, 5)
+        async with Reader(config(device.url, points=(), units=units, timeout_s=20.0)) as reader:
+            await reader.until(lambda: reader.values("speed") == [5, 5])
+            told: list[Request] = []
+
+            def silent_once_told(request: Request, body: bytes) -> bytes | None:
+                if request.unit == 1 and body[-1] == 6:
+                    told.append(request)
+                return None if told and request.unit == 2 else body
+
+            device.body = silent_once_told
+            device.set(1, "holding", 0, 6)
+            await reader.until(lambda: told and device.requests[-1].unit == 2)
+            await device.unplug()
+            await reader.until(lambda: reader.of_type("device.comms.lost"))
+            (event,) = reader.of_type("configuration.setpoint.changed")
+            assert (event.data["unit_id"], event.data["value"]) == (1, 6)
+
+
 async def test_a_device_that_is_not_there_at_boot_is_read_when_it_is() -> None:
     device = Device()
     async with Reader(config(device.url, point("a", 0))) as reader:
