@@ -2,6 +2,8 @@
 
 HANDLERS = {
     "count": "agent.handlers.count:CountHandler",
+    "novelty": "agent.handlers.novelty:NoveltyHandler",
+    "schedule": "agent.handlers.schedule:ScheduleHandler",
 }
 EXTRA: dict[str, str] = {"sigma": "sigma"}
 """Kinds whose library comes with an extra of the distribution."""

@@ -14,6 +14,10 @@ The bound. `Table` holds at most `max_keys` keys. When it is full a flood of new
 
 Either way `evicted` or `refused` counts it, and one `alert.handler.flooded` an hour says so.
 
+Episodes. `Episodic` is what all kinds but `count` (which has its own, older form of the same) share: the first bad event of a key raises,
+what follows is counted under the same correlation id and raised again only where it escalates, until the key has been well (or
+quiet) for `cool_down_s`. A reading that flutters about a limit is one episode.
+
 Personal data. A message names addresses, machines and numbers, never a user; the values of personal `by` fields travel in `actor`
 or in the personal keys of `data`. State is local to the station and goes with the buffer.
 """
@@ -565,6 +569,159 @@ class Keyed(Generic[G]):
             alerts.append(
                 flood_notice(self.name, self.kind, len(self.table), self.stats, now_us, protect=self._protect)
             )
+
+
+class Episode(Group, array_like=True, gc=False):
+    """What an episodic handler keeps of one key.
+
+    newest    time of the newest event
+    began     first cause of the episode, None before the first one
+    is_open   the key is bad until something shows that it is well
+    last_bad  time of the newest bad event; total: bad events of the episode; stage: escalations done; correlation: of its alerts
+    """
+
+    newest: int = 0
+    began: tuple[int, str, str, str | None] | None = None
+    is_open: bool = False
+    last_bad: int = 0
+    total: int = 0
+    stage: int = 0
+    correlation: str = ""
+
+
+E = TypeVar("E", bound=Episode)
+Tell = Callable[[], tuple[str, dict[str, Any]]]
+"""The sentence of an alert and what stands in its data; called only where one is raised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigEpisodic(ConfigCommon):
+    """What the episodic kinds take.
+
+    cool_down_s   a key that is bad again sooner than this after it was last bad goes on with its episode, without an alert
+    escalate      further alerts while the same episode goes on, `at` so many bad events
+    """
+
+    cool_down_s: Annotated[float, Ge(0), Le(31_622_400)] = 300.0
+    escalate: tuple[ConfigEscalation, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_episodic(self)
+
+
+def check_episodic(config: ConfigEpisodic) -> None:
+    """Raise ValueError where what is common cannot be."""
+    check_common(config)
+    if any(step.at <= 1 for step in config.escalate):
+        raise ValueError("escalate.at must lie above 1: the first alert comes there")
+
+
+class Episodic(Keyed[E]):
+    """A handler that judges each event (bad, or well) and raises one alert an episode."""
+
+    def __init__(self, name: str, config: ConfigEpisodic, group: type[E], *, idle_us: int, protect: bool) -> None:
+        self._cool_us = seconds_us(config.cool_down_s)
+        self._steps = sorted(config.escalate, key=lambda step: step.at)
+        self._group = group
+        super().__init__(name, config, group, idle_us=max(idle_us, self._cool_us), protect=protect)
+
+    def follow(self, event: Event, key: Key, now_us: int, late_us: int) -> E | None:
+        """What is kept of the key, with the event noted. None where it comes too late, or the table is full."""
+        group = self.table.get(key)
+        if group is None:
+            group = self._group(newest=event.time)
+            return group if self.table.add(key, group, now_us) else None
+        if event.time < group.newest - late_us:
+            self.stats.late += 1
+            return None
+        group.newest = max(group.newest, event.time)
+        group.touched = now_us
+        self.table.touch(key)
+        return group
+
+    def goes_on(self, group: Episode, time_us: int) -> bool:
+        """Whether something bad at this time belongs to the episode that is there."""
+        return group.began is not None and (group.is_open or time_us - group.last_bad < self._cool_us)
+
+    def bad(
+        self,
+        event: Event,
+        key: Key,
+        group: Episode,
+        now_us: int,
+        alerts: list[Event],
+        tell: Tell,
+        *,
+        stays: bool,
+        first: Cause | None = None,
+        span_us: int = 0,
+    ) -> None:
+        """The event is bad: begin an episode, or go on with it. `stays`: until `well` says otherwise."""
+        if not self.goes_on(group, event.time):
+            begin = first or cause(event)
+            group.began, group.total, group.stage, group.correlation = begin, 1, 0, ""
+            group.is_open, group.last_bad = stays, event.time
+            self._tell(event, key, group, now_us, alerts, tell, span_us, None)
+            return
+        group.total += 1
+        group.is_open, group.last_bad = stays, max(group.last_bad, event.time)
+        self.stats.suppressed += 1
+        self.tags.append((event, group.correlation))
+        if group.stage < len(self._steps) and group.total >= self._steps[group.stage].at:
+            severity = SEVERITIES[self._steps[group.stage].severity]
+            group.stage += 1
+            self._tell(event, key, group, now_us, alerts, tell, 0, severity)
+
+    @staticmethod
+    def well(group: Episode) -> None:
+        """The key is well (again)."""
+        group.is_open = False
+
+    def _tell(
+        self,
+        event: Event,
+        key: Key,
+        group: Episode,
+        now_us: int,
+        alerts: list[Event],
+        tell: Tell,
+        span_us: int,
+        severity: int | None,
+    ) -> None:
+        sentence, details = tell()
+        alert = self.fire(
+            alerts,
+            key=key,
+            first=Cause(*group.began) if group.began else cause(event),
+            last=event,
+            now_us=now_us,
+            span_us=span_us,
+            sentence=sentence,
+            correlation=group.correlation or None,
+            severity=severity,
+            **{"count": group.total, **details},
+            escalation=group.stage or None,
+        )
+        group.correlation = alert.correlation_id or ""
+
+    def whose(self, key: Key) -> str:
+        """The key for a sentence, with a space before it; a user is not named."""
+        named, _, _ = self.raiser.names(key)
+        return f" of {said(named)}" if named else ""
+
+
+Kept = tuple[int, str, str, str | None, str | None, str | None]
+
+
+def keep(event: Event) -> Kept:
+    """As much of an event as an alert that comes later, without one, needs of it."""
+    return (event.time, event.source, event.type, event.correlation_id, event.src_ip, event.target)
+
+
+def kept(one: Kept) -> Event:
+    """The event of `keep`."""
+    time, source, type_, correlation, src_ip, target = one
+    return Event(time, time, type_, source, 1, src_ip, target, correlation_id=correlation)
 
 
 class Peak(NamedTuple):
