@@ -198,6 +198,11 @@ def shortest32(value: float) -> float:
 class Watch:
     """One point while it is being watched: what was last reported, and what the next value is worth."""
 
+    __slots__ = (
+        "_base", "_fresh", "_heartbeat_s", "_known", "_known_us", "_plain", "_sharp", "_short", "_shown", "_simple", "_source",
+        "config", "confirmed", "decode", "due_s", "fingerprint", "key", "span",
+    )  # fmt: skip
+
     def __init__(self, config: ConfigPoint, unit_id: int, source: str, heartbeat_s: float) -> None:
         self.config = config
         self.key = f"{unit_id}/{config.name}"
@@ -225,7 +230,7 @@ class Watch:
         self._short = config.kind == "float32"
         self._sharp = config.deadband is None and config.deadband_percent is None
         self.confirmed = config.role in CONFIRMED
-        self._is_reading = config.role == "reading"
+        self._simple = config.role == "reading" and not config.texts
         self._known: Value = None
         self._shown: Value = None
         """The known value, scaled."""
@@ -234,11 +239,12 @@ class Watch:
         """Nothing was reported yet."""
         self._base: dict[str, Any] = {
             "point": config.name,
-            "unit": config.unit,
             "table": config.table,
             "address": config.address,
             "unit_id": unit_id,
         }
+        if config.unit is not None:
+            self._base["unit"] = config.unit
 
     def remember(self, stored: list[Any] | None) -> None:
         """Begin anew from what the cursor knows: [fingerprint, raw value, when]; from nothing where it is of another layout."""
@@ -262,16 +268,22 @@ class Watch:
         value = self.decode(data)
         return self._moved(_clean(value)[0] if isinstance(value, float) else value)
 
-    def see(self, data: bytes, at_us: int, now_s: float) -> Event | None:
+    def see(self, sent: bytes, at_us: int, now_s: float) -> Event | None:
         """The event that these bytes are worth, if any."""
-        value, quality = self.decode(data), None
+        value, quality = self.decode(sent), None
         if isinstance(value, float):
             value, quality = _clean(value)
-        moved = not self._fresh and self._moved(value)
+        moved = not self._fresh and (value != self._known if self._sharp else self._moved(value))
         if not moved and not self._fresh and now_s < self.due_s:
             return None
-        event = self._event(value, quality, at_us, moved=moved)
-        self._known, self._known_us, self._shown, self._fresh = value, at_us, event.data["value"], False
+        shown = value if self._plain and not self._short else self._scaled(value)
+        data = {**self._base, "value": shown, "previous": None if self._fresh else self._shown}
+        if quality:
+            data["quality"] = quality
+        if not moved and not self._fresh:
+            data["heartbeat"] = True
+        event = self._reading(data, at_us) if self._simple else self._event(value, data, at_us, moved=moved)
+        self._known, self._known_us, self._shown, self._fresh = value, at_us, shown, False
         self.due_s = now_s + self._heartbeat_s
         return event
 
@@ -288,8 +300,6 @@ class Watch:
         return abs(value - known) * abs(config.scale) > abs(before) * (config.deadband_percent or 0) / 100
 
     def _scaled(self, raw: Value) -> Value:
-        if self._plain and not self._short:
-            return raw
         if raw is None or isinstance(raw, bool | str):
             return raw
         if self._plain:
@@ -304,26 +314,23 @@ class Watch:
             return None
         return texts.get(str(int(value)) if isinstance(value, bool) else str(value))
 
-    def _event(self, raw: Value, quality: str | None, at_us: int, *, moved: bool) -> Event:
+    def _reading(self, data: dict[str, Any], at_us: int) -> Event:
+        return Event(
+            at_us, at_us, "equipment.reading", self._source, INFORMATIONAL, None, self.config.name, None, None, None, None,
+            None, data,
+        )  # fmt: skip  # by place: it is made for every value that moves
+
+    def _event(self, raw: Value, data: dict[str, Any], at_us: int, *, moved: bool) -> Event:
         config = self.config
-        value, previous = self._scaled(raw), None if self._fresh else self._shown
-        data = {**self._base, "value": value, "previous": previous}
-        if quality:
-            data["quality"] = quality
         if config.texts:
-            data["text"], data["previous_text"] = self._text(value), self._text(previous)
-        if not moved and not self._fresh:
-            data["heartbeat"] = True
+            data["text"], data["previous_text"] = self._text(data["value"]), self._text(data["previous"])
         if config.role == "counter":
             return self._counter(raw, data, at_us)
-        if self._is_reading or not moved:
-            if not self._is_reading:
+        if config.role == "reading" or not moved:
+            if config.role != "reading":
                 data["role"] = config.role
-            return Event(
-                at_us, at_us, "equipment.reading", self._source, INFORMATIONAL, None, config.name, None, None, None, None,
-                None, data,
-            )  # fmt: skip  # by place: it is made for every value that moves
-        shown, before = (str(data.get(key) or value_) for key, value_ in (("text", value), ("previous_text", previous)))
+            return self._reading(data, at_us)
+        shown, before = data.get("text") or str(data["value"]), data.get("previous_text") or str(data["previous"])
         message = f"{config.name} changed from {before} to {shown}"
         return Event(
             at_us, at_us, CHANGE_TYPES[config.role], self._source, target=config.name, message=message[:500], data=data
