@@ -3,6 +3,7 @@
 HANDLERS = {
     "count": "agent.handlers.count:CountHandler",
     "novelty": "agent.handlers.novelty:NoveltyHandler",
+    "sequence": "agent.handlers.sequence:SequenceHandler",
     "schedule": "agent.handlers.schedule:ScheduleHandler",
 }
 EXTRA: dict[str, str] = {"sigma": "sigma"}
