@@ -1,9 +1,12 @@
 """Threshold handlers, one file each. Adding one: its file, and its line here."""
 
 HANDLERS = {
+    "absence": "agent.handlers.absence:AbsenceHandler",
     "count": "agent.handlers.count:CountHandler",
+    "limit": "agent.handlers.limit:LimitHandler",
     "novelty": "agent.handlers.novelty:NoveltyHandler",
     "sequence": "agent.handlers.sequence:SequenceHandler",
+    "ratio": "agent.handlers.ratio:RatioHandler",
     "schedule": "agent.handlers.schedule:ScheduleHandler",
 }
 EXTRA: dict[str, str] = {"sigma": "sigma"}

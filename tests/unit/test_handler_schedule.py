@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.handlers.base import ConfigRaises
-from agent.handlers.schedule import DAYS, Calendar, ConfigSchedule, ScheduleHandler
+from agent.handlers.clock import DAYS, Calendar
+from agent.handlers.schedule import ConfigSchedule, ScheduleHandler
 from agent.wire.event import Event
 from tests.handlers import S, event, facts, play, play_with_restarts
 
