@@ -17,17 +17,18 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from collector import access, health, problems, query
+from collector import access, health, metrics, problems, query
 from collector.config import Settings
 from collector.health import Condition
 from collector.ingest import Ingest, post_batches
 from collector.notify import notify, watchdog_s
-from collector.store import migrate, partitions
+from collector.store import migrate, partitions, rollups
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, connect
 
 _log = logging.getLogger("linewarden.collector")
 
 PARTITIONS_EVERY_S = 3_600.0
+FOLD_EVERY_S = 5.0
 RETRY_S_MAX = 30.0
 
 
@@ -44,6 +45,7 @@ class Background:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watchdog())
             tasks.create_task(self._store())
+            tasks.create_task(self._fold())
 
     async def _watchdog(self) -> None:
         every_s = watchdog_s()
@@ -69,6 +71,21 @@ class Background:
                 # A jitter, so that many collectors do not come at once.
                 await asyncio.sleep(PARTITIONS_EVERY_S * random.uniform(0.9, 1.0))  # noqa: S311
 
+    async def _fold(self) -> None:
+        """Fold what requests added to the roll-ups. Failing loses nothing: readers add up both, and it is tried again."""
+        while True:
+            await asyncio.sleep(FOLD_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 - a jitter
+            try:
+                while self._condition.ready and await self._folded():
+                    pass
+            except (StoreUnavailable, StoreMisconfigured) as error:
+                _log.warning("roll-ups could not be folded, trying on: %s", error)
+
+    async def _folded(self) -> bool:
+        """Whether there is more."""
+        async with self._database.connection() as connection:
+            return await rollups.fold(connection) == rollups.FOLD_ROWS_MAX
+
     async def _reach(self) -> None:
         if self._settings.database.migrate_at_start:
             await migrate_at(self._settings.database.address)
@@ -87,8 +104,11 @@ class Background:
             made = await partitions.ensure(connection, ahead_days=self._settings.store.partitions_ahead_days)
             self._condition.partitions = await partitions.look(connection)
             self._condition.partitions_trouble = None
+            indexed = await partitions.index_closed(connection)
         if made:
             _log.info("partitions made: %s", ", ".join(made))
+        if indexed:
+            _log.info("partitions given their index for text: %s", ", ".join(indexed))
 
     def _failed(self, error: Exception, failures: int) -> None:
         if self._condition.ready:
@@ -144,7 +164,7 @@ def build(settings: Settings) -> Litestar:
             await database.close()
 
     return Litestar(
-        [post_batches, *query.ROUTES, *health.ROUTES],
+        [post_batches, *query.ROUTES, *metrics.ROUTES, *health.ROUTES],
         guards=[access.guard],
         exception_handlers=problems.HANDLERS,
         lifespan=[lifespan],

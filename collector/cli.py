@@ -20,7 +20,7 @@ from collector.app import build, migrate_at
 from collector.config import Settings, SettingsError, load
 from collector.notify import notify
 from collector.query import agent_out
-from collector.store import agents, keys, partitions
+from collector.store import agents, keys, partitions, rollups
 from collector.store.database import StoreMisconfigured, StoreUnavailable, connect, translated
 
 if TYPE_CHECKING:
@@ -88,7 +88,28 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("prefix", help="the part of the key between lw_ and the next _")
     db = commands.add_parser("db", help="look after the database").add_subparsers(required=True, metavar="ACTION")
     add(db, "partition", _partition, "make the partitions of the days ahead")
+    rollup = commands.add_parser("metrics", help="look after the roll-ups").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    rebuild = add(rollup, "rebuild", _rebuild, "make the roll-ups of a period anew from its events")
+    for name, text in (("from", "first hour"), ("to", "end, not included")):
+        rebuild.add_argument(f"--{name}", type=_moment, required=True, dest=f"{name}_", metavar="TIME", help=text)
     return parser
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it as in 2026-01-31T14:00Z") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _rebuild(settings: Settings, options: argparse.Namespace) -> None:
+    if options.from_ >= options.to_:
+        raise Failed("--from has to be before --to")
+    events = _with_store(settings, lambda connection: rollups.rebuild(connection, options.from_, options.to_))
+    print(f"roll-ups made anew from {events} events")
 
 
 def _key_create(create: argparse.ArgumentParser) -> None:

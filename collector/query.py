@@ -17,9 +17,11 @@ from uuid import UUID
 
 import msgspec
 from litestar import Request, Response, get
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.params import QueryParameter
+from litestar.types import Scope
 from msgspec import Raw, Struct
 
 from agent.wire.batch import MalformedBatch, read_frame
@@ -206,10 +208,11 @@ _FILTERS = frozenset(
 )  # fmt: skip
 
 
-def _check_names(request: Request[Any, Any, Any]) -> None:
-    """A filter that is misspelt would answer with everything: refused instead."""
-    known = _FILTERS | _PAGING
-    for name in request.query_params:
+def _check_names(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """A filter that is misspelt would answer with everything: refused instead. A route names what else it takes in `opt["parameters"]`."""
+    opt = connection.route_handler.opt
+    known = opt.get("filters", _FILTERS) | opt.get("parameters", _PAGING)
+    for name in connection.query_params:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}"
@@ -221,7 +224,7 @@ Format = Literal["json", "ndjson", "csv"]
 
 
 async def provide_filter(
-    request: Request[Any, Any, Any],
+    scope: Scope,
     from_: Annotated[
         datetime | None, QueryParameter(name="from", description="Time of the event, inclusive, RFC 3339")
     ] = None,
@@ -255,8 +258,9 @@ async def provide_filter(
     correlation_id: Annotated[str | None, QueryParameter(name="correlation_id", max_length=TEXT_CHARS_MAX)] = None,
 ) -> Filter:
     """The filter of a request, within the scope of its caller."""
-    _check_names(request)
-    caller: Caller = request.auth
+    connection: ASGIConnection[Any, Any, Any, Any] = ASGIConnection(scope)
+    _check_names(connection)
+    caller: Caller = connection.auth
     if severity_in and not all(1 <= value <= 6 for value in severity_in):  # noqa: PLR2004
         raise Problem(400, "severity_in: severities are 1 … 6", code="filter")
     return Filter(

@@ -14,9 +14,10 @@ from uuid import UUID
 import asyncpg
 
 from agent.wire.batch import GENESIS, Frame, MalformedBatch
-from collector.store import keys
+from collector.store import keys, rollups
 from collector.store.database import Database
 from collector.store.rows import COLUMNS, COPY_HEAD, COPY_TAIL, Rows, rows_of
+from collector.store.tally import Tallies, merge_into
 
 if TYPE_CHECKING:
     from collector.store.database import Connection
@@ -139,6 +140,7 @@ class Transaction:
             await self._into("evidence", _EVIDENCE, [self._evidence(*item, received) for item in chunks.opened])
             if gaps := [gap for item in chunks.opened for gap in self._gaps(*item, received)]:
                 await self._into("gaps", _GAPS, gaps)
+            await rollups.append(self._connection, place_id, chunks.tallies)
         except (
             asyncpg.DataError,
             asyncpg.StatementTooComplexError,
@@ -230,6 +232,8 @@ class _Chunks:
         self._careful = careful
         self.opened: list[tuple[int, Frame, Rows]] = []
         """What was sent so far: the rows' own bytes are let go."""
+        self.tallies: Tallies = {}
+        """What all of it adds to the roll-ups."""
 
     async def binary(self) -> AsyncIterator[bytes]:
         """The body of a COPY. Raises BadFrame."""
@@ -268,7 +272,8 @@ class _Chunks:
             except MalformedBatch as error:
                 raise BadFrame(frame, str(error)) from None
             bodies.append(rows.binary)
-            opened.append((number, frame, rows._replace(binary=b"")))
+            merge_into(self.tallies, rows.tallies.items())
+            opened.append((number, frame, rows._replace(binary=b"", tallies={})))
         return b"".join(bodies), opened
 
 

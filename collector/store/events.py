@@ -5,7 +5,7 @@ A time filter bounds `received` too (an event is never stored with a time furthe
 PostgreSQL the partitions of the days before.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -26,6 +26,9 @@ Order = Literal["asc", "desc"]
 Position = tuple[datetime, int, int]
 """time, batch_id, idx of the last event of a page."""
 Record = asyncpg.Record
+Scope = tuple[str, str, str]
+"""Site, line, station of the caller's key: what lies outside does not exist for it. Empty: all."""
+ALL: Scope = ("", "", "")
 
 
 class BadFilter(Exception):
@@ -61,11 +64,13 @@ class Filter:
     data: str | None = None
     """A JSON object that `data` contains."""
     correlation_id: str | None = None
-    scope: tuple[str, str, str] = field(default=("", "", ""))
-    """Site, line, station of the caller's key: what lies outside does not exist for it. Empty: all."""
+    scope: Scope
+    """What the caller may read. Without a default, so that no reading can forget it."""
 
 
-class _Where:
+class Where:
+    """Conditions that all have to hold, and the values bound in them."""
+
     def __init__(self) -> None:
         self.conditions: list[str] = []
         self.arguments: list[Any] = []
@@ -95,16 +100,17 @@ e.data_text, e.personal, e.personal_text
 """
 
 
-def _where(wanted: Filter) -> _Where:
-    w = _Where()
+def where_of(wanted: Filter) -> Where:
+    """The condition of a filter on `security_events e`."""
+    w = Where()
     if wanted.begin is not None:
         w.add("e.time >= {}::timestamptz", wanted.begin)
         w.add("e.received >= {}::timestamptz", _earlier(wanted.begin))
     if wanted.end is not None:
         w.add("e.time < {}::timestamptz", wanted.end)
     w.any_of("e.agent_id", "uuid", wanted.agents)
-    _places(w, wanted)
-    _types(w, wanted.types)
+    w.conditions += places_conditions(w, wanted, "e.place_id")
+    types_condition(w, wanted.types)
     w.any_of("e.category", "text", wanted.categories)
     if wanted.severity_min is not None:
         # Written out: a literal lets the planner use the partial index.
@@ -138,29 +144,29 @@ def _literal(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-def _places(w: _Where, wanted: Filter) -> None:
+def places_conditions(w: Where, wanted: Filter, column: str = "place_id") -> list[str]:
+    """The one place where the scope of the caller becomes a condition; nothing where every place is meant."""
     columns = [("site", wanted.sites), ("line", wanted.lines), ("station", wanted.stations)]
     columns += [(name, (value,)) for (name, _), value in zip(columns, wanted.scope, strict=True) if value]
-    inner = _Where()
+    inner = Where()
     inner.arguments = w.arguments
-    for column, values in columns:
-        inner.any_of(column, "text", values)
-    if inner.conditions:
-        w.conditions.append(f"e.place_id = ANY (ARRAY(SELECT place_id FROM places WHERE {inner}))")
+    for name, values in columns:
+        inner.any_of(name, "text", values)
+    return [f"{column} = ANY (ARRAY(SELECT place_id FROM places WHERE {inner}))"] if inner.conditions else []
 
 
-def _types(w: _Where, types: tuple[str, ...]) -> None:
+def types_condition(w: Where, types: tuple[str, ...], column: str = "e.type") -> None:
+    """Exact names, or a stem and all below it."""
     exact = [name for name in types if not name.endswith(".*")]
     either = []
     if exact:
-        either.append(f"e.type = ANY ({w.bind(exact)}::text[])")
+        either.append(f"{column} = ANY ({w.bind(exact)}::text[])")
     for name in types:
         if name.endswith(".*"):
             stem = name.removesuffix(".*")
             # A range, and not LIKE: it means the same in every collation.
-            either.append(
-                f'(e.type = {w.bind(stem)} OR e.type COLLATE "C" BETWEEN {w.bind(stem + ".")} AND {w.bind(stem + "/")})'
-            )
+            below = f'{column} COLLATE "C" BETWEEN {w.bind(stem + ".")} AND {w.bind(stem + "/")}'
+            either.append(f"({column} = {w.bind(stem)} OR {below})")
     if either:
         w.conditions.append("(" + " OR ".join(either) + ")")
 
@@ -169,7 +175,7 @@ async def page(
     database: Database, wanted: Filter, *, after: Position | None, order: Order, limit: int
 ) -> "Sequence[Record]":
     """The next events behind `after`, at most `limit`. Raises BadFilter, TooSlow."""
-    w = _where(wanted)
+    w = where_of(wanted)
     if after is not None:
         sign = ">" if order == "asc" else "<"
         key = f"({w.bind(after[0])}::timestamptz, {w.bind(after[1])}::bigint, {w.bind(after[2])}::integer)"
@@ -182,16 +188,16 @@ async def page(
 
 
 async def one(
-    database: Database, *, agent_id: UUID, buffer_id: UUID, lane: int, no: int, idx: int, scope: tuple[str, str, str]
+    database: Database, *, agent_id: UUID, buffer_id: UUID, lane: int, no: int, idx: int, scope: Scope
 ) -> "tuple[Record, Record | None] | None":
     """An event by its identity, and its evidence if that is still there."""
     found = await _fetch(database, _EVIDENCE, [agent_id, buffer_id, lane, no])
     for evidence in found:
-        w = _Where()
+        w = Where()
         w.add("e.received = {}::timestamptz", evidence["received"])
         w.add("e.batch_id = {}::bigint", evidence["batch_id"])
         w.add("e.idx = {}::integer", idx)
-        _places(w, Filter(scope=scope))
+        w.conditions += places_conditions(w, Filter(scope=scope), "e.place_id")
         sql = f"SELECT {_COLUMNS} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w}"
         if rows := await _fetch(database, sql, w.arguments):
             return rows[0], evidence

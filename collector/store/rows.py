@@ -24,6 +24,7 @@ import msgspec
 
 from agent.wire.batch import CoreLine, Frame, decode_personal
 from agent.wire.taxonomy import lookup
+from collector.store.tally import HOUR_US, Groups, Tallies, merge_into
 
 COLUMNS = (
     # The same in every row of a batch, then of a fixed length, then the rest.
@@ -67,6 +68,8 @@ class Rows(NamedTuple):
     gaps: list[Gap]
     first_time: datetime
     last_time: datetime
+    tallies: Tallies
+    """What its events add to the roll-ups."""
 
 
 def to_us(moment: datetime) -> int:
@@ -135,18 +138,28 @@ def rows_of(
     gaps: list[Gap] = []
     first_us, last_us = 2**63, -(2**63)
     texts, types, fixed, eight = _Texts(), _Types(), _FIXED.pack, _EIGHT.pack
+    groups = Groups()
     for idx, (line, personal) in enumerate(frame.rows()):
         c = _cleaned(line) if careful else line
         if earliest <= c.time <= latest:
             us, flags = c.time, _NULL + _NULL
+            group = groups[us // HOUR_US, c.type, c.severity, c.source, c.outcome]
+            group.latencies.append(received_us - us)
         else:
             us, flags = received_us, eight(8, _bigint(c.time)) + _field(_why(c.time, latest))
+            group = groups[us // HOUR_US, c.type, c.severity, c.source, c.outcome]
+            group.flagged.append(None)
+        if _US_MIN < c.observed < _US_MAX:
+            observed = eight(8, c.observed - _PG_EPOCH_US)
+            group.processings.append(received_us - c.observed)
+        else:
+            observed = _NULL
         first_us, last_us = min(us, first_us), max(us, last_us)
         correlation = c.correlation_id
         out += (
             same,
             fixed(8, us - _PG_EPOCH_US, 4, idx, 2, c.severity),
-            eight(8, c.observed - _PG_EPOCH_US) if _US_MIN < c.observed < _US_MAX else _NULL,
+            observed,
             types[c.type],
             texts[c.source],
             texts[c.src_ip],
@@ -160,8 +173,10 @@ def rows_of(
         )
         if c.type == "collection.gap":
             gaps.append(_gap(idx, EPOCH + timedelta(microseconds=us), c, careful))
-    times = (EPOCH + timedelta(microseconds=us) for us in (first_us, last_us))
-    return Rows(b"".join(out), h.events, gaps, *times)
+    first_time, last_time = (EPOCH + timedelta(microseconds=us) for us in (first_us, last_us))
+    tallies: Tallies = {}
+    merge_into(tallies, groups.tallies())
+    return Rows(b"".join(out), h.events, gaps, first_time, last_time, tallies)
 
 
 def _clean(text: str | None) -> str | None:

@@ -350,3 +350,62 @@ def test_an_unknown_path_is_a_problem_too(plant: Plant, path: str) -> None:
     answer = plant.viewer.get(path)
     assert answer.status_code in (400, 404)
     assert answer.headers["content-type"].startswith("application/problem+json")
+
+
+def _statistics(plant: Plant, path: str = "/v1/statistics", **parameters: Any) -> dict[str, Any]:
+    answer = plant.viewer.get(
+        path, params={"from": "2026-03-01T12:10:00Z", "to": "2026-03-01T12:50:00Z", "site": "north", **parameters}
+    )
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_statistics_count_the_events_of_whole_hours_by_group(plant: Plant) -> None:
+    found = _statistics(plant, group=["category", "outcome"])
+    assert (found["begin"], found["end"], found["events"]) == ("2026-03-01T12:00:00Z", "2026-03-01T13:00:00Z", 6)
+    assert {(g["group"]["category"], g["group"]["outcome"]): g["events"] for g in found["groups"]} == {
+        ("authentication", "failure"): 2, ("authentication", "success"): 1, ("equipment", ""): 1, ("security", ""): 1, ("custom", ""): 1,
+    }  # fmt: skip
+    latency = found["groups"][0]["latency"]
+    assert latency["count"] == 2
+    assert 0 < latency["min"] <= latency["p50"] <= latency["p99"] <= latency["max"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "events"),
+    [
+        ({"type": "authentication.*"}, 3),
+        ({"severity": 3}, 3),
+        ({"source": "plc"}, 1),
+        ({"outcome": "failure"}, 2),
+        ({"station": "press", "line": "L1"}, 6),
+        ({"site": "south"}, 0),
+    ],
+)
+def test_statistics_take_filters(plant: Plant, parameters: dict[str, Any], events: int) -> None:
+    assert _statistics(plant, **parameters)["events"] == events
+
+
+@pytest.mark.parametrize(
+    ("period", "begin"), [("hour", "03-01T12"), ("day", "03-01T00"), ("week", "02-23T00"), ("month", "03-01T00")]
+)
+def test_metrics_are_rolled_up_by_period(plant: Plant, period: str, begin: str) -> None:
+    found = _statistics(plant, "/v1/metrics", period=period, group="site")
+    assert [(b["bucket"], b["group"], b["events"]) for b in found["buckets"]] == [
+        (f"2026-{begin}:00:00Z", {"site": "north"}, 6)
+    ]
+
+
+def test_statistics_refuse_a_filter_that_roll_ups_do_not_have(plant: Plant) -> None:
+    answer = plant.viewer.get("/v1/statistics", params={"actor": "ann"})
+    assert answer.status_code == 400
+    assert "actor" in answer.text
+
+
+def test_statistics_stay_within_the_scope_of_the_key(plant: Plant) -> None:
+    with plant.collector.client(plant.collector.key("viewer", site="south")) as viewer:
+        answer = viewer.get("/v1/statistics", params={"from": "2026-03-01T12:00:00Z", "to": "2026-03-01T13:00:00Z"})
+        assert answer.json()["events"] == 0
+        answer = viewer.get("/v1/statistics", params={"group": "site"})
+        assert {g["group"]["site"] for g in answer.json()["groups"]} <= {"south"}
