@@ -13,7 +13,8 @@ Only reads leave this program (agent.sources.modbus_link has no other requests).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
@@ -261,7 +262,7 @@ class ModbusSource:
         """Requests that one cycle takes when every unit answers."""
         return sum(unit.requests_planned for unit in self._units)
 
-    async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+    async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         """One connection's worth of events; see agent.component.Source."""
         position = Position.load(cursor)
         link = Link(self._address, self._config.timing(), self._config.tls)
@@ -269,8 +270,9 @@ class ModbusSource:
         try:
             await link.open()
             self._connected(position)
-            async for batch in self._cycles(link, position):
-                yield batch
+            async with aclosing(self._cycles(link, position)) as cycles:
+                async for batch in cycles:
+                    yield batch
         except NotConnected as error:
             # What was read before the end counts: the points know it as reported.
             for unit in self._units:
@@ -304,7 +306,7 @@ class ModbusSource:
         position.losses_us = {part: value for part, value in position.losses_us.items() if part in parts}
         position.identities = {part: value for part, value in position.identities.items() if part in parts}
 
-    async def _cycles(self, link: Link, position: Position) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+    async def _cycles(self, link: Link, position: Position) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         cadence = _Cadence(self._config.interval_s, self._report)
         moved_s = 0.0
         while True:

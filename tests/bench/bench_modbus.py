@@ -80,7 +80,7 @@ async def _ours(port: int, folder: Path) -> tuple[float, float]:
 
     async def read() -> None:
         nonlocal begun
-        async with contextlib.aclosing(source.batches(None)) as batches:  # type: ignore[type-var]
+        async with contextlib.aclosing(source.batches(None)) as batches:
             async for events, cursor in batches:
                 await buffer.append(events, source="plc", cursor=cursor)
                 if not begun[2]:

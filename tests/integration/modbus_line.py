@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ class Device:
     """Other bytes than the right frame."""
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    connected_s: float = 0.0
     open_now: int = 0
     open_most: int = 0
     _server: asyncio.Server | None = None
@@ -112,6 +114,7 @@ class Device:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        self.connected_s = time.monotonic()
         self.open_now += 1
         self.open_most = max(self.open_most, self.open_now)
         try:
@@ -267,8 +270,8 @@ class Reader:
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
         self._task.cancel()
-        _, late = await asyncio.wait([self._task], timeout=5)
-        assert not late, "it does not stop within 5 s"
+        await asyncio.wait([self._task], timeout=5)
+        assert self._task.done(), "it does not stop within 5 s"
 
     def values(self, name: str) -> list[Any]:
         return [event.data["value"] for event in self.events if event.target == name and "value" in event.data]

@@ -294,13 +294,13 @@ async def test_a_late_answer_is_never_taken_for_the_value_of_another_register(fr
     async with Device(framing) as device:
         device.set(1, "holding", 100, 11)
         device.set(1, "holding", 200, 22)
-        link = Link(parse_url(device.url), Timing(timeout_s=0.15))
+        link = Link(parse_url(device.url), Timing(timeout_s=0.25))
         try:
-            for _ in range(4):
-                device.delay_s = lambda request: 0.22 if request.address == 100 else 0.0
+            for _ in range(3):
+                device.delay_s = lambda request: 0.35 if request.address == 100 else 0.0
                 with pytest.raises(NoAnswer):
                     await link.read(1, "holding", 100, 1)
-                for _ in range(3):
+                for _ in range(8):
                     try:
                         assert await link.read(1, "holding", 200, 1) == b"\0\x16"
                     except NoAnswer:
@@ -328,7 +328,7 @@ async def test_a_late_answer_on_a_gateway_s_serial_side_is_not_taken_either() ->
             return before + frame
 
         device.frame = keep
-        link = Link(parse_url(device.url), Timing(timeout_s=0.15))
+        link = Link(parse_url(device.url), Timing(timeout_s=0.5))
         try:
             with pytest.raises(NoAnswer):
                 await link.read(1, "holding", 100, 1)
@@ -499,12 +499,16 @@ async def test_a_device_that_needs_a_moment_after_connecting_gets_it() -> None:
     """telegraf#11919: a delay after connecting is needed by some devices."""
     async with Device() as device:
         device.set(1, "holding", 0, 5)
-        connected: list[float] = []
+        waited: list[float] = []
+
+        def note(_: Request, body: bytes) -> bytes:
+            waited.append(time.monotonic() - device.connected_s)
+            return body
+
+        device.body = note
         async with Reader(config(device.url, point("a", 0), connect_pause_s=0.4)) as reader:
-            await reader.until(lambda: device.connections == 1)
-            connected.append(time.monotonic())
-            await reader.until(lambda: device.requests)
-            assert time.monotonic() - connected[0] > 0.3
+            await reader.until(lambda: reader.values("a"))
+            assert waited[0] > 0.35
 
 
 async def test_a_peer_that_floods_is_cut_off_before_it_fills_the_memory() -> None:
@@ -538,7 +542,9 @@ async def test_the_cadence_does_not_drift_and_a_cycle_that_is_missed_is_counted_
             await reader.until(lambda: len(device.requests) >= 21)
             took = time.monotonic() - begun
             missed = reader.report.counts.get("cycles_missed", 0)
-            assert abs(took - 2.0 - missed * 0.1) < 0.2, "twenty cycles are twenty intervals, though each takes a while"
+            assert abs(took - 2.0 - missed * 0.1) < 0.45, (
+                "twenty cycles are twenty intervals, though each takes a while"
+            )
             device.delay_s = lambda _: 0.25
             await reader.until(lambda: "cadence" in reader.report.trouble)
             assert "raise interval_s, or read fewer points" in reader.report.trouble["cadence"]

@@ -41,6 +41,7 @@ POINTS = (
     point("guard", 0, table="discrete"),
     *(point(f"coil{at}", at, table="coil") for at in range(2_000)),
 )
+AGENT = "7d3f1c2e-0000-4000-8000-000000000001"
 NO_SOCAT = pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
 NO_LIBMODBUS = pytest.mark.skipif(ctypes.util.find_library("modbus") is None, reason="libmodbus is not installed")
 NO_MBPOLL = pytest.mark.skipif(shutil.which("mbpoll") is None, reason="mbpoll is not installed")
@@ -280,3 +281,35 @@ async def test_the_controller_is_the_same_for_the_same_seed_and_obeys_what_it_un
     await controller.start()
     await controller.stop()
     await poll_until((tmp_path / "t").read_text)
+
+
+async def test_the_runner_and_the_buffer_take_it_up_where_it_stood(tmp_path: Path) -> None:
+    """Through the real pipeline: a setpoint changed while the agent was away is in the buffer, once, after it is back."""
+    from agent.buffer import Buffer, BufferConfig
+    from agent.component import Report
+    from agent.pipeline import NoHandlers, Pipeline
+    from agent.sources.modbus import ModbusSource
+    from agent.wire.batch import read_frame
+
+    async def life(url: str, *, until: str) -> None:
+        buffer = await Buffer.open(tmp_path / "buffer.db", BufferConfig(free_bytes_min=0), AGENT)
+        pipeline, report = Pipeline(buffer, NoHandlers()), Report()
+        pipeline.start("plc", "modbus", ModbusSource("plc", plc_settings(url, interval_s=0.05), report), report)
+        try:
+            async with asyncio.timeout(30):
+                while until not in (types := [event.type for event in await stored(buffer)]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert types.count("configuration.setpoint.changed") <= 1
+        finally:
+            await pipeline.stop_all()
+            await buffer.close()
+
+    async def stored(buffer: Buffer) -> list[Any]:
+        return [event for batch in await buffer.peek(10_000_000) for event in read_frame(batch.wire).events()]
+
+    async with plc(tmp_path / "truth", "--control") as (process, port):
+        await life(f"tcp://127.0.0.1:{port}", until="equipment.counter")
+        assert process.stdin is not None
+        process.stdin.write(b'{"set": "speed_setpoint", "value": 1900}\n')
+        await poll_until(lambda: '"speed_setpoint", "value": 1900' in (tmp_path / "truth").read_text())
+        await life(f"tcp://127.0.0.1:{port}", until="configuration.setpoint.changed")

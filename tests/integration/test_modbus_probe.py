@@ -81,7 +81,7 @@ async def test_a_device_that_falls_silent_is_left_in_peace_and_what_was_found_is
     async with Device() as device:
         device.set(1, "holding", 0, *([7] * 1_000))
         device.delay_s = lambda request: 60.0 if request.address >= 250 else 0.0
-        code, out, err = await run(device.url, "--rate", "1000", "--timeout", "0.1")
+        code, out, err = await run(device.url, "--rate", "1000", "--timeout", "0.5")
         assert code == 0
         assert len(device.requests) == 5
         assert "it stopped answering at holding 500" in err
