@@ -3,9 +3,12 @@
 HANDLERS = {
     "absence": "agent.handlers.absence:AbsenceHandler",
     "count": "agent.handlers.count:CountHandler",
+    "drift": "agent.handlers.drift:DriftHandler",
     "limit": "agent.handlers.limit:LimitHandler",
+    "multivariate": "agent.handlers.multivariate:MultivariateHandler",
     "novelty": "agent.handlers.novelty:NoveltyHandler",
     "sequence": "agent.handlers.sequence:SequenceHandler",
+    "rate": "agent.handlers.rate:RateHandler",
     "ratio": "agent.handlers.ratio:RatioHandler",
     "schedule": "agent.handlers.schedule:ScheduleHandler",
 }
