@@ -69,6 +69,11 @@ class ConfigUnit:
     name: str | None = None
     points: tuple[ConfigPoint, ...]
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.name or f"unit {self.unit}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigModbus:
@@ -109,20 +114,26 @@ class ConfigModbus:
         numbers = [unit.unit for unit in self.all_units()]
         if len(set(numbers)) < len(numbers):
             raise ValueError("units: a unit stands here twice; put its points together")
+        labels = [unit.label for unit in self.all_units()]
+        if len(set(labels)) < len(labels):
+            raise ValueError("units: two units have the same name; rename one of them")
+        if address.rtu and 0 in numbers:
+            raise ValueError("unit: on a serial line 0 is everybody, and nobody answers; give the number of the unit")
         for unit in self.all_units():
-            names = [point.name for point in unit.points]
-            twice = (
-                next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+            self._check_points(unit)
+
+    def _check_points(self, unit: ConfigUnit) -> None:
+        names = [point.name for point in unit.points]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise ValueError(f"points: two points of unit {unit.unit} are called {twice!r}; rename one of them")
+        if not names:
+            raise ValueError(f"units: unit {unit.unit} has no points; give it some or remove it")
+        widest = max(p.registers for p in unit.points)
+        if widest > self.registers_per_request_max:
+            raise ValueError(
+                f"registers_per_request_max: a point of unit {unit.unit} takes {widest} registers and has to fit in one request"
             )
-            if twice is not None:
-                raise ValueError(f"points: two points of unit {unit.unit} are called {twice!r}; rename one of them")
-            if not names:
-                raise ValueError(f"units: unit {unit.unit} has no points; give it some or remove it")
-            widest = max(p.registers for p in unit.points)
-            if widest > self.registers_per_request_max:
-                raise ValueError(
-                    f"registers_per_request_max: a point of unit {unit.unit} takes {widest} registers and has to fit in one request"
-                )
 
     def all_units(self) -> tuple[ConfigUnit, ...]:
         """The units, also where only one was given in short."""
@@ -245,7 +256,7 @@ class ModbusSource:
         self._units = [
             Unit(
                 unit.unit,
-                unit.name or f"unit {unit.unit}",
+                unit.label,
                 [Watch(point, unit.unit, name, config.heartbeat_s) for point in unit.points],
                 limits,
                 name,

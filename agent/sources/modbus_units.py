@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from operator import ne
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +37,8 @@ from agent.wire.event import INFORMATIONAL, Event
 
 FAILURES_MAX: Final = 2
 RETRY_S: Final = 60.0
+RETRIES_A_CYCLE_MAX: Final = 2
+"""Of points that are refused; a hundred of them are no reason to ask a hundred questions at once, nor to wait for each."""
 SUSPENDED_S_MIN, SUSPENDED_S_MAX = 1.0, 30.0
 FULL_PATIENCE_EVERY: Final = 4
 """Every so many tries a suspended unit gets its whole timeout, however little time is left: it may have become slow."""
@@ -171,9 +173,10 @@ class Unit:
                 await self._block(link, asked, patience_s)
                 patience_s, answered = None, True
             asked = None
-            for span, again_s in list(self._refused.items()):
-                if time.monotonic() >= again_s:
-                    await self._retry(link, span)
+            now_s = time.monotonic()
+            due = (span for span, again_s in list(self._refused.items()) if now_s >= again_s)
+            for span in islice(due, RETRIES_A_CYCLE_MAX):
+                await self._retry(link, span)
         except NoAnswer as error:
             if answered and asked is not None and not isinstance(error, BadAnswer):
                 self._silent(asked, str(error))
@@ -269,7 +272,8 @@ class Unit:
                 data = _cut(again, begin, end)
             if (event := watch.see(data, at_us, now_s)) is not None:
                 self._events.append(event)
-        asked.last = None if held else payload
+        # After a second look the points know other bytes than these: all of them are looked at again next time.
+        asked.last = None if held or again is not None else payload
         if places is asked.places:
             # Those seen since then are due later than this says: it is looked at too early, and never too late.
             asked.due_s = min(place.watch.due_s for place in places)

@@ -94,6 +94,20 @@ async def test_a_refused_address_that_appears_later_is_read_from_then_on(monkeyp
             await reader.until(lambda: not reader.report.trouble)
 
 
+async def test_many_refused_addresses_are_not_asked_for_again_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.sources.modbus_units.RETRY_S", 0.2)
+    async with Device() as device:
+        device.set(1, "holding", 0, 1)
+        points = [point(f"p{at}", at) for at in range(30)]
+        async with Reader(config(device.url, *points)) as reader:
+            await reader.until(lambda: len(reader.of_type("device.exception")) == 29)
+            await reader.until(lambda: device.requests[-1].address == 0)
+            asked = len(device.requests)
+            await reader.until(lambda: len(device.requests) >= asked + 30)
+            again = [r.address for r in device.requests[asked : asked + 30]]
+            assert again.count(0) >= 8, "at most two of them a cycle"
+
+
 async def test_a_device_that_answers_illegal_addresses_with_silence_keeps_its_other_values() -> None:
     async with Device() as device:
         device.set(1, "holding", 0, *range(20))
@@ -384,6 +398,16 @@ async def test_a_setpoint_that_moves_at_every_look_is_told_of_all_the_same() -> 
             ramp = iter(range(1, 60_000))
             device.body = lambda *_: struct.pack(">BBH", 3, 2, next(ramp))
             await reader.until(lambda: len(reader.of_type("configuration.setpoint.changed")) >= 3)
+
+
+async def test_a_setpoint_that_goes_back_to_what_the_first_look_saw_is_told_of_again() -> None:
+    async with Device() as device:
+        device.set(1, "holding", 200, 5)
+        async with Reader(config(device.url, point("speed", 200, role="setpoint"))) as reader:
+            await reader.until(lambda: reader.values("speed") == [5])
+            looks = iter([7, 8])
+            device.body = lambda *_: struct.pack(">BBH", 3, 2, next(looks, 7))
+            await reader.until(lambda: reader.values("speed") == [5, 8, 7])
 
 
 async def test_a_setpoint_changed_while_nobody_looked_is_an_event_after_the_restart() -> None:

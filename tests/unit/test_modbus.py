@@ -438,12 +438,14 @@ def test_a_gateway_that_cannot_be_says_which_key_is_wrong() -> None:
         ({"points": (a, a)}, "two points of unit 1 are called 'a'"),
         ({"units": (ConfigUnit(unit=2, points=(a,)), ConfigUnit(unit=2, points=(b,)))}, "stands here twice"),
         ({"units": (ConfigUnit(unit=2, points=()),)}, "has no points"),
+        ({"units": tuple(ConfigUnit(unit=u, name="a", points=(a,)) for u in (2, 3))}, "two units have the same name"),
+        ({"points": (a,), "unit": 0, "url": "rtu+tcp://plc:4001"}, "0 is everybody"),
         ({"points": (b,), "registers_per_request_max": 16}, "takes 20 registers"),
         ({"points": (a,), "tls": ConfigTls(ca_file="/x")}, "certificates have no use with tcp"),
     ]
     for settings, says in wrong:
         with pytest.raises(ValueError, match=r"^[a-z_.]+: ") as caught:
-            ConfigModbus(url="tcp://plc", **settings)
+            ConfigModbus(**({"url": "tcp://plc"} | settings))
         assert says in str(caught.value)
 
 
