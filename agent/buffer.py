@@ -27,11 +27,14 @@ import asyncio
 import os
 import sqlite3
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
+from itertools import accumulate
+from operator import add
 from pathlib import Path
 from typing import Annotated, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -51,7 +54,8 @@ from agent.streams import (
     create_pair,
     cut,
     fetch,
-    insert,
+    in_thread,
+    insert_rows,
     is_damage,
     is_waiting_matter,
     replace,
@@ -59,6 +63,7 @@ from agent.streams import (
     rewind,
     rows,
     transaction,
+    transaction_now,
 )
 from agent.wire.batch import EVENTS_MAX, SEAL_BYTES_MAX, MalformedBatch, encode_safely, read_frame, seal
 from agent.wire.event import LANE_BULK, LANE_URGENT, Event
@@ -75,8 +80,6 @@ PEEK_BATCHES_MAX = 2_048
 """Batches that one `peek` looks at in a lane."""
 STALL_RETRY_S = 1.0
 """A full disk is tried again this often."""
-SEAL_ASIDE_EVENTS = 256
-"""Larger batches are compressed and hashed in a thread, which lets the parsers run meanwhile."""
 BYTES_KEPT_MIN = 16 * 1024 * 1024
 """With the disk below `free_bytes_min` the buffer may still have this much."""
 
@@ -130,7 +133,8 @@ class _LanePart(NamedTuple):
 
 @dataclass(slots=True)
 class _Append:
-    events: Sequence[Event]
+    lines: Mapping[int, _LanePart]
+    events: int
     source: str | None
     cursor: Cursor | None
     states: Mapping[str, State]
@@ -331,7 +335,8 @@ class Buffer:
         if self._writer is None or self._writer.done():
             raise RuntimeError("the buffer is closed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Append(events, source, cursor, states or {}, done))
+        # Written here and not by the writer, so that it is done while the last commit still waits for the disk.
+        self._queue.append(_Append(_lines_by_lane(events), len(events), source, cursor, states or {}, done))
         self._wake.set()
         await done
 
@@ -344,25 +349,32 @@ class Buffer:
                 try:
                     await self._commit_until_done(group)
                 except BaseException as error:
-                    for item in group:
-                        if not item.done.done():
-                            item.done.set_exception(error) if isinstance(error, Exception) else item.done.cancel()
+                    self._fail(group, error)
                     if not isinstance(error, Exception):
                         raise
                 for item in group:
                     if not item.done.done():
                         item.done.set_result(None)
 
+    def _fail(self, group: list[_Append], error: BaseException) -> None:
+        # What a source has sent behind an append that failed must not be stored: its cursor would pass over what is missing.
+        sources = {item.source for item in group} - {None}
+        behind = [item for item in self._queue if item.source in sources]
+        self._queue = deque(item for item in self._queue if item.source not in sources)
+        for item in [*group, *behind]:
+            if not item.done.done():
+                item.done.set_exception(error) if isinstance(error, Exception) else item.done.cancel()
+
     def _next_group(self) -> list[_Append]:
         group = [self._queue.popleft()]
-        size = len(group[0].events)
-        while self._queue and size + len(self._queue[0].events) <= GROUP_EVENTS_MAX:
-            size += len(self._queue[0].events)
+        size = group[0].events
+        while self._queue and size + self._queue[0].events <= GROUP_EVENTS_MAX:
+            size += self._queue[0].events
             group.append(self._queue.popleft())
         return group
 
     async def _commit_until_done(self, group: list[_Append]) -> None:
-        lines = _lines_by_lane([event for item in group for event in item.events])
+        lines = group[0].lines if len(group) == 1 else _merged([item.lines for item in group])
         while True:
             file = self._file
             try:
@@ -380,7 +392,11 @@ class Buffer:
 
     async def _answer(self, error: sqlite3.DatabaseError, file: int) -> None:
         """Something failed: wait where waiting helps, set the file aside where it is damaged, let the rest through."""
-        if is_damage(error):
+        damaged = is_damage(error)
+        if not damaged and getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR":
+            # Statements that used to work: what SQLite read of the file may make no sense, whatever it calls it.
+            damaged = not await asyncio.to_thread(salvage.is_sound, self.path)
+        if damaged:
             async with self._lock:
                 if file == self._file:
                     await self._set_aside(str(error))
@@ -398,8 +414,7 @@ class Buffer:
     async def _commit(self, group: Sequence[_Append], lines: Mapping[int, _LanePart]) -> None:
         db = self._open_db()
         begun = time.perf_counter()
-        await self._make_room(db, sum(len(line) for part in lines.values() for line in part.core) // 4)
-        batches = [(self._current[lane], await self._seal(self._current[lane], part)) for lane, part in lines.items()]
+        await self._make_room(db, sum(sum(map(len, part.core)) for part in lines.values()) // 4)
         cursors = [(item.source, msgspec.json.encode(item.cursor)) for item in group if item.cursor is not None]
         # In the order of the appends: the last one to speak of a key is right.
         state = {
@@ -408,13 +423,20 @@ class Buffer:
             for name, changed in item.states.items()
             for key, value in changed.items()
         }
-        async with transaction(db):
-            for stream, sealed in batches:
-                await insert(db, stream, sealed)
-            if cursors:
-                await db.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors)
-            if state:
-                await _keep_state(db, state)
+
+        def work(inner: sqlite3.Connection) -> list[tuple[Stream, list[Batch]]]:
+            # Compressed and hashed here too: the parsers run meanwhile.
+            made = [(self._current[lane], self._seal(self._current[lane], part)) for lane, part in lines.items()]
+            with transaction_now(inner):
+                for stream, sealed in made:
+                    insert_rows(inner, stream, sealed)
+                if cursors:
+                    inner.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors)
+                if state:
+                    _keep_state(inner, state)
+            return made
+
+        batches = await in_thread(db, work)
         for stream, sealed in batches:
             advance(stream, sealed)
             self._used += sum(len(batch.sealed.frame) for batch in sealed)
@@ -427,23 +449,14 @@ class Buffer:
         # For the buffer's own events, where the writer cannot be asked because it is waiting for this.
         await self._commit((), _lines_by_lane(events))
 
-    async def _seal(self, stream: Stream, part: _LanePart) -> list[Batch]:
+    def _seal(self, stream: Stream, part: _LanePart) -> list[Batch]:
         no, prev = stream.next_no, stream.last_hash
         batches: list[Batch] = []
         for begin, end in _cuts(part):
             core, personal, at = part.core[begin:end], part.personal[begin:end], now_us()
-            work = partial(
-                seal,
-                core,
-                personal,
-                agent=self.agent,
-                buffer=stream.buffer,
-                lane=stream.lane,
-                no=no,
-                prev=prev,
-                sealed=at,
+            sealed = seal(
+                core, personal, agent=self.agent, buffer=stream.buffer, lane=stream.lane, no=no, prev=prev, sealed=at
             )
-            sealed = await asyncio.to_thread(work) if end - begin > SEAL_ASIDE_EVENTS else work()
             batches.append(Batch(sealed, part.observed[begin]))
             no, prev = no + 1, sealed.hash
         return batches
@@ -682,37 +695,51 @@ def _not_open(path: Path, *, closing: bool) -> Exception:
 
 
 def _lines_by_lane(events: Sequence[Event]) -> dict[int, _LanePart]:
+    if not events:
+        return {}
     core, personal = encode_safely(events)
-    parts: dict[int, _LanePart] = {}
-    for event, core_line, personal_line in zip(events, core, personal, strict=True):
-        lane = event.lane
-        part = parts.get(lane)
-        if part is None:
-            part = parts[lane] = _LanePart([], [], [])
+    lanes = [event.lane for event in events]
+    first = lanes[0]
+    if lanes.count(first) == len(lanes):
+        return {first: _LanePart(core, personal, [event.observed for event in events])}
+    parts = {lane: _LanePart([], [], []) for lane in sorted(set(lanes))}
+    for event, lane, core_line, personal_line in zip(events, lanes, core, personal, strict=True):
+        part = parts[lane]
         part.core.append(core_line)
         part.personal.append(personal_line)
         part.observed.append(event.observed)
     return parts
 
 
+def _merged(parts: Sequence[Mapping[int, _LanePart]]) -> dict[int, _LanePart]:
+    merged: dict[int, _LanePart] = {}
+    for lanes in parts:
+        for lane, part in lanes.items():
+            whole = merged.setdefault(lane, _LanePart([], [], []))
+            whole.core.extend(part.core)
+            whole.personal.extend(part.personal)
+            whole.observed.extend(part.observed)
+    return dict(sorted(merged.items()))
+
+
 def _cuts(part: _LanePart) -> list[tuple[int, int]]:
     # Where batches begin and end: at EVENTS_MAX events, or SEAL_BYTES_MAX bytes of lines, whichever comes first.
+    sizes = list(accumulate(map(add, map(len, part.core), map(len, part.personal))))
     cuts: list[tuple[int, int]] = []
-    begin = size = 0
-    for index, (core, personal) in enumerate(zip(part.core, part.personal, strict=True)):
-        line = len(core) + len(personal) + 2
-        if index > begin and (size + line > SEAL_BYTES_MAX or index - begin >= EVENTS_MAX):
-            cuts.append((begin, index))
-            begin, size = index, 0
-        size += line
-    cuts.append((begin, len(part.core)))
+    begin = before = 0
+    while begin < len(sizes):
+        # Two line ends an event beside its lines.
+        end = bisect_right(sizes, before + SEAL_BYTES_MAX - 2 * EVENTS_MAX, begin, min(begin + EVENTS_MAX, len(sizes)))
+        end = max(end, begin + 1)
+        cuts.append((begin, end))
+        begin, before = end, sizes[end - 1]
     return cuts
 
 
-async def _keep_state(db: aiosqlite.Connection, state: Mapping[tuple[str, str], bytes | None]) -> None:
-    await db.executemany(
-        "DELETE FROM handler_state WHERE handler = ? AND key = ?",
-        [key for key, value in state.items() if value is None],
-    )
+def _keep_state(db: sqlite3.Connection, state: Mapping[tuple[str, str], bytes | None]) -> None:
+    gone = [key for key, value in state.items() if value is None]
     kept = [(*key, value) for key, value in state.items() if value is not None]
-    await db.executemany("INSERT OR REPLACE INTO handler_state VALUES (?, ?, ?)", kept)
+    if gone:
+        db.executemany("DELETE FROM handler_state WHERE handler = ? AND key = ?", gone)
+    if kept:
+        db.executemany("INSERT OR REPLACE INTO handler_state VALUES (?, ?, ?)", kept)

@@ -107,7 +107,7 @@ class Source(Protocol):
         """Events as they come, in batches of at most a few thousand, each with the cursor after it.
 
         `cursor` is the last one committed, None at first. When the generator is resumed, what it yielded is durable (a
-        rereadable source may be asked for one batch more while the last is being stored). A cursor of None leaves the stored
+        rereadable source may be asked for a batch or two more while the last ones are being stored). A cursor of None leaves the stored
         one as it is; an empty list moves the cursor alone. Raises NotConnected, ConfigError; anything else is taken for a
         defect, reported, and tried again. Cancelled at shutdown: it must end within seconds.
         """

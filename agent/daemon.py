@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -40,10 +41,13 @@ AGAIN_S = 10.0
 """A part that failed, or an address that is taken, is tried again after this."""
 FLUSH_S_MAX = 5.0
 LOCK_FILE = "agent.lock"
+SWITCH_S = 0.0005
+"""Threads that come back from the disk or the compressor wait no longer than this for a parser at work (Python's own: 5 ms)."""
 
 
 async def run(settings: Settings, path: Path) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError where the state folder cannot be used."""
+    sys.setswitchinterval(SWITCH_S)
     async with AsyncExitStack() as stack:
         daemon = await Daemon.start(settings, path, stack)
         return await daemon.until_stopped()

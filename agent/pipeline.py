@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ STEADY_S = 60.0
 CONFIG_RETRY_S = 60.0
 """What is wrong with the configuration may be put right outside it (a file's permissions): tried again this often."""
 TICK_S = 1.0
+STORING_MAX = 2
+"""Batches of a rereadable source on their way to the disk while it is asked for the next."""
 STOP_S_MAX = 5.0
 STOP_AGAIN_S = 0.5
 
@@ -180,19 +183,17 @@ class Pipeline:
     async def _read(self, source: Source, state: SourceState) -> None:
         cursor = await self._buffer.cursor(state.name)
         state.state = "starting" if cursor is None else "running"
-        storing: asyncio.Task[None] | None = None
+        storing: deque[asyncio.Task[None]] = deque()
         try:
             async with aclosing(source.batches(cursor)) as batches:  # type: ignore[type-var]
                 async for events, after in batches:
-                    if storing is not None:
-                        await storing
-                    storing = asyncio.create_task(self._store(state, events, after))
-                    # A rereadable source parses its next batch while this one is being stored.
-                    if not source.rereadable:
-                        await storing
+                    storing.append(asyncio.create_task(self._store(state, events, after)))
+                    # A rereadable source parses its next batch while these are being written and stored.
+                    while len(storing) > (STORING_MAX if source.rereadable else 0):
+                        await storing.popleft()
         finally:
-            if storing is not None:
-                await storing
+            for task in storing:
+                await task
 
     async def _store(self, state: SourceState, events: list[Event], cursor: Cursor | None) -> None:
         await self.store(events, state.name, cursor)

@@ -41,6 +41,15 @@ class Found:
     unreadable: list[str] = field(default_factory=list)
 
 
+def is_sound(path: Path) -> bool:
+    """Whether SQLite finds nothing wrong with a file."""
+    try:
+        with closing(sqlite3.connect(path)) as db:
+            return bool(db.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok")
+    except sqlite3.DatabaseError:
+        return False
+
+
 def set_aside(path: Path) -> Path:
     """Rename the file with its -wal and -shm; the new name is returned."""
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(3).hex()}")

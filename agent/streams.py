@@ -9,10 +9,10 @@ turns out that the centre had some of those batches (they were sent, the answer 
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 import msgspec
@@ -31,6 +31,8 @@ from agent.wire.batch import (
     seal,
 )
 from agent.wire.event import Event
+
+R = TypeVar("R")
 
 COUNTS_MAX = 65_536
 """Batches that a gap keeps single counts for. A longer gap keeps its sum alone."""
@@ -133,11 +135,11 @@ async def create_pair(db: aiosqlite.Connection, buffer: str, lanes: Iterable[int
     return made
 
 
-async def insert(db: aiosqlite.Connection, stream: Stream, batches: Sequence[Batch]) -> None:
+def insert_rows(db: sqlite3.Connection, stream: Stream, batches: Sequence[Batch]) -> None:
     """Put batches at the end of a stream. In the caller's transaction; `advance` follows its commit."""
-    await db.executemany(_INSERT, [batch.row(stream) for batch in batches])
+    db.executemany(_INSERT, [batch.row(stream) for batch in batches])
     last = batches[-1].row(stream)
-    await db.execute(
+    db.execute(
         "UPDATE streams SET next_no = ?, last_hash = ?, pending_events = pending_events + ?, pending_bytes = pending_bytes + ?"
         " WHERE id = ?",
         (
@@ -148,6 +150,33 @@ async def insert(db: aiosqlite.Connection, stream: Stream, batches: Sequence[Bat
             stream.id,
         ),
     )
+
+
+async def insert(db: aiosqlite.Connection, stream: Stream, batches: Sequence[Batch]) -> None:
+    """`insert_rows`, from the event loop."""
+    await in_thread(db, lambda inner: insert_rows(inner, stream, batches))
+
+
+async def in_thread(db: aiosqlite.Connection, work: Callable[[sqlite3.Connection], R]) -> R:
+    """Do several things with a connection in one visit to its thread: each visit costs a change of threads and back.
+
+    Leans on what aiosqlite does inside; held by a test (test_aiosqlite_runs_our_work_in_its_thread) and by the bound on its version.
+    """
+    execute: Callable[..., Awaitable[R]] = db._execute  # noqa: SLF001
+    return await execute(work, db._conn)  # noqa: SLF001
+
+
+@contextmanager
+def transaction_now(db: sqlite3.Connection) -> Iterator[None]:
+    """`transaction` for `in_thread`."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def advance(stream: Stream, batches: Sequence[Batch]) -> None:
@@ -300,7 +329,9 @@ async def restream(db: aiosqlite.Connection, agent: str, old: Stream, new: Strea
     """
     end = old.next_no if below is None else below
     while True:
-        sql = "SELECT no, observed, frame FROM batches WHERE stream = ? AND no > ? AND through < ? ORDER BY no LIMIT 256"
+        sql = (
+            "SELECT no, observed, frame FROM batches WHERE stream = ? AND no > ? AND through < ? ORDER BY no LIMIT 256"
+        )
         found = await fetch(db, sql, old.id, old.acked_no, end)
         if not found:
             break

@@ -30,6 +30,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import msgspec
@@ -109,22 +110,6 @@ class CoreLine(Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True)
     commit: str | None = None
 
 
-class _CoreOut(Struct, omit_defaults=True, gc=False):
-    # CoreLine as it is written: `data` is still an object here, and raw bytes there.
-    time: int
-    observed: int
-    type: str
-    severity: int
-    source: str = ""
-    src_ip: str | None = None
-    target: str | None = None
-    outcome: str | None = None
-    message: str | None = None
-    correlation_id: str | None = None
-    data: dict[str, Any] = {}
-    commit: str | None = None
-
-
 class PersonalLine(Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
     """The JSON object of a personal line, after its salt."""
 
@@ -152,19 +137,6 @@ _decompressor = zstandard.ZstdDecompressor(max_window_size=2**23)
 def hash_of(header_bytes: bytes) -> str:
     """The batch hash: hex SHA-256 over the version byte and the header as it was sent."""
     return hashlib.sha256(bytes([VERSION]) + header_bytes).hexdigest()
-
-
-def _personal(event: Event) -> tuple[dict[str, Any], PersonalLine | None]:
-    """Split `data`: what stays in the core line, and the personal line, or None where the event names nobody."""
-    data = event.data
-    if PERSONAL_KEYS.isdisjoint(data):
-        if event.actor is None and event.raw is None:
-            return data, None
-        return data, PersonalLine(event.actor, event.raw)
-    named = {key: value for key, value in data.items() if key in PERSONAL_KEYS}
-    return {key: value for key, value in data.items() if key not in PERSONAL_KEYS}, PersonalLine(
-        event.actor, event.raw, named
-    )
 
 
 def fit(event: Event) -> Event:
@@ -200,39 +172,43 @@ def fit(event: Event) -> Event:
 
 
 def encode_lines(events: Sequence[Event]) -> tuple[list[bytes], list[bytes]]:
-    """The core and personal lines of events, without line ends, one each an event."""
-    salts = os.urandom(16 * len(events)).hex()
-    core: list[bytes] = []
-    personal: list[bytes] = []
-    encode, sha256 = _encoder.encode, hashlib.sha256
-    for index, event in enumerate(events):
-        data, named = _personal(event)
-        if named is None:
-            line, commit = b"", None
+    """The core and personal lines of events, without line ends, one each an event.
+
+    An event whose personal half is put aside, and which has its commitment instead, is its core line: so all are written at once, without
+    a copy of any, which is twice as fast as building a core struct for each. Whatever happens, the events are whole again afterwards.
+    """
+    personal = [b""] * len(events)
+    named: list[tuple[Event, str | None, str | None, dict[str, Any]]] = []
+    disjoint, encode, sha256 = PERSONAL_KEYS.isdisjoint, _encoder.encode, hashlib.sha256
+    salts = os.urandom(_SALT_CHARS // 2 * len(events)).hex().encode()
+    at = 0
+    try:
+        for index, event in enumerate(events):
+            actor, raw, data = event.actor, event.raw, event.data
+            if event.commit is not None:
+                break  # the same object is there twice
+            if disjoint(data):
+                if actor is None and raw is None:
+                    continue
+                named.append((event, actor, raw, data))
+                line = salts[at : at + _SALT_CHARS] + encode(PersonalLine(actor, raw))
+            else:
+                named.append((event, actor, raw, data))
+                mine = {key: value for key, value in data.items() if key in PERSONAL_KEYS}
+                line = salts[at : at + _SALT_CHARS] + encode(PersonalLine(actor, raw, mine))
+                event.data = {key: value for key, value in data.items() if key not in PERSONAL_KEYS}
+            at += _SALT_CHARS
+            event.actor = event.raw = None
+            event.commit = sha256(line).hexdigest()
+            personal[index] = line
         else:
-            line = salts[index * _SALT_CHARS : (index + 1) * _SALT_CHARS].encode() + encode(named)
-            commit = sha256(line).hexdigest()
-        e = event
-        core.append(
-            encode(
-                _CoreOut(
-                    e.time,
-                    e.observed,
-                    e.type,
-                    e.severity,
-                    e.source,
-                    e.src_ip,
-                    e.target,
-                    e.outcome,
-                    e.message,
-                    e.correlation_id,
-                    data,
-                    commit,
-                )
-            )
-        )
-        personal.append(line)
-    return core, personal
+            core = _encoder.encode_lines(events).split(b"\n")
+            core.pop()
+            return core, personal
+    finally:
+        for event, actor, raw, data in named:
+            event.actor, event.raw, event.data, event.commit = actor, raw, data, None
+    return encode_lines([copy(event) for event in events])
 
 
 def encode_safely(events: Sequence[Event]) -> tuple[list[bytes], list[bytes]]:

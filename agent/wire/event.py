@@ -49,6 +49,8 @@ class Event(Struct, omit_defaults=True, gc=False, kw_only=False):
     actor: str | None = None
     raw: str | None = None
     data: dict[str, Any] = {}
+    commit: str | None = None
+    """Belongs to batch.py: set while the core line is written, None otherwise."""
 
     def __post_init__(self) -> None:
         if not self.severity:

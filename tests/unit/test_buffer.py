@@ -8,16 +8,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiosqlite
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.buffer import SCHEMA_VERSION, Buffer, BufferConfig, Stored
 from agent.component import ConfigError
+from agent.streams import in_thread
 from agent.wire.batch import GENESIS, Frame, read_frame
 from agent.wire.event import Event
 from tests.buffer_writer import AGENT
@@ -437,3 +440,13 @@ async def test_a_full_disk_is_waited_out_and_nothing_is_lost(tmp_path: Path) -> 
     assert rest.split()[-1] == "600"
     async with opened(tmp_path) as buffer:
         assert Judge().take(await drain(buffer)).numbers == list(range(1, 601))
+
+
+async def test_aiosqlite_runs_our_work_in_its_thread(tmp_path: Path) -> None:
+    """What `in_thread` leans on: a result comes back, an error too, and neither is in the loop's thread."""
+    async with aiosqlite.connect(tmp_path / "x.db") as db:
+        thread = await in_thread(db, lambda _: threading.current_thread())
+        assert thread is not threading.current_thread()
+        assert await in_thread(db, lambda inner: inner.execute("SELECT 7").fetchone()) == (7,)
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            await in_thread(db, lambda inner: inner.execute("SELECT * FROM missing"))
