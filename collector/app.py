@@ -17,7 +17,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from collector import access, health, metrics, problems, query
+from collector import access, health, metrics, problems, query, stream
 from collector.config import Settings
 from collector.health import Condition
 from collector.ingest import Ingest, post_batches
@@ -35,10 +35,11 @@ RETRY_S_MAX = 30.0
 class Background:
     """What goes on beside requests: reaching the database, partitions, the watchdog."""
 
-    def __init__(self, settings: Settings, database: Database, condition: Condition) -> None:
+    def __init__(self, settings: Settings, database: Database, condition: Condition, hub: stream.Hub) -> None:
         self._settings = settings
         self._database = database
         self._condition = condition
+        self._hub = hub
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -46,6 +47,7 @@ class Background:
             tasks.create_task(self._watchdog())
             tasks.create_task(self._store())
             tasks.create_task(self._fold())
+            tasks.create_task(self._hub.run())
 
     async def _watchdog(self) -> None:
         every_s = watchdog_s()
@@ -150,7 +152,8 @@ def build(settings: Settings) -> Litestar:
         synchronous_commit=settings.database.synchronous_commit,
     )
     condition = Condition()
-    background = Background(settings, database, condition)
+    hub = stream.Hub(database)
+    background = Background(settings, database, condition, hub)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -164,11 +167,18 @@ def build(settings: Settings) -> Litestar:
             await database.close()
 
     return Litestar(
-        [post_batches, *query.ROUTES, *metrics.ROUTES, *health.ROUTES],
+        [post_batches, *query.ROUTES, *metrics.ROUTES, *stream.ROUTES, *health.ROUTES],
         guards=[access.guard],
         exception_handlers=problems.HANDLERS,
         lifespan=[lifespan],
-        state=State({"database": database, "condition": condition, "ingest": Ingest(database, settings.server.limits)}),
+        state=State(
+            {
+                "database": database,
+                "condition": condition,
+                "ingest": Ingest(database, settings.server.limits, on_stored=hub.stored),
+                "hub": hub,
+            }
+        ),
         request_max_body_size=65_536,
         openapi_config=_openapi(),
         logging_config=None,

@@ -33,6 +33,8 @@ _log = logging.getLogger("linewarden.collector")
 DONE, FAILED, WRONG = 0, 1, 2
 KEEP_ALIVE_S = 75
 BACKLOG = 1_024
+WS_BYTES_MAX = 4_096
+"""Of what a client of a stream sends: nothing is asked of it."""
 
 
 class Failed(Exception):
@@ -224,7 +226,8 @@ def _revoke_key(settings: Settings, options: argparse.Namespace) -> None:
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    server = Server(_uvicorn(settings, build(settings)))
+    app = build(settings)
+    server = Server(_uvicorn(settings, app), app)
     # uvicorn raises the signal that stopped it once more when it is done: being asked to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -243,6 +246,9 @@ def _uvicorn(settings: Settings, app: Litestar) -> uvicorn.Config:
         port=server.port,
         loop="uvloop",
         http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=WS_BYTES_MAX,
+        ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -265,6 +271,10 @@ def _uvicorn(settings: Settings, app: Litestar) -> uvicorn.Config:
 
 class Server(uvicorn.Server):
     """uvicorn, telling systemd when it listens and when it stops; SIGHUP reads the certificate again."""
+
+    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
+        super().__init__(config)
+        self._app = app
 
     async def startup(self, sockets: Any = None) -> None:
         """Bind, then say so."""
@@ -291,6 +301,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: Any = None) -> None:
         """Say so, then end what runs."""
         notify(STOPPING="1", STATUS="stopping")
+        # Streams have no end of their own.
+        self._app.state.hub.stop()
         await super().shutdown(sockets)
 
 

@@ -15,6 +15,7 @@ from collector.access import PUBLIC
 from collector.ingest import Ingest
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 from collector.store.partitions import Partitions
+from collector.stream import Hub
 
 PREFIX = "linewarden_collector_"
 PING_S_MAX = 3.0
@@ -99,7 +100,8 @@ async def readyz(state: State) -> Response[Health]:
 async def metrics(state: State) -> Response[str]:
     """In the text format 0.0.4."""
     ingest: Ingest = state.ingest
-    text = "".join(f"{line}\n" for line in _lines(ingest, state.condition))
+    hub: Hub = state.hub
+    text = "".join(f"{line}\n" for line in [*_lines(ingest, state.condition), *_stream_lines(hub)])
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -150,6 +152,14 @@ def _lines(ingest: Ingest, condition: Condition) -> Iterable[str]:
     if found is not None:
         yield from _metric("partitions_days", "gauge", "Days that have partitions", [("", found.days)])
         yield from _metric("stray_rows", "gauge", "Rows that found no partition of their day", [("", found.stray)])
+
+
+def _stream_lines(hub: Hub) -> Iterable[str]:
+    yield from _metric("streams", "gauge", "Clients of live streams", [("", hub.clients)])
+    yield from _metric("stream_events_total", "counter", "Events handed to live streams", [("", hub.counts.events)])
+    yield from _metric(
+        "stream_skipped_total", "counter", "Events that slow clients were told of only", [("", hub.counts.skipped)]
+    )
 
 
 @get("/", opt={"access": PUBLIC}, include_in_schema=False, media_type="text/html")

@@ -20,7 +20,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,8 @@ class Ingest:
     database: Database
     limits: Limits
     counts: Counts = field(default_factory=Counts)
+    on_stored: Callable[[], None] = lambda: None
+    """Called after each commit that stored events."""
     held_bytes: int = 0
     """Bodies that are coming in, waiting or being stored."""
     _slots: asyncio.Semaphore = field(init=False)
@@ -207,6 +209,8 @@ class Ingest:
             raise
         self.counts.outcomes["stored"] += 1
         self.counts.events += answer.events
+        if answer.events:
+            self.on_stored()
         self.counts.seconds += time.monotonic() - started
         return answer
 
@@ -277,6 +281,7 @@ class Ingest:
             await transaction.note_agent(
                 heads.values(), place_id=place_id, version=None, clock_offset_us=None, status=None
             )
+        self.on_stored()
         _log.error("agent %s, buffer %s, lane %s: %s", agent_id, header.buffer, header.lane, refused)
 
 

@@ -93,7 +93,7 @@ class Where:
         return " AND ".join(self.conditions) or "true"
 
 
-_COLUMNS = """
+COLUMNS_READ = """
 e.received, e.time, e.observed, e.time_flag, e.time_claimed, e.agent_id, e.buffer_id, e.lane, e.batch_no, e.idx, e.batch_id, p.site, p.line,
 p.station, e.type, e.category, e.severity, e.source, e.src_ip, e.target, e.outcome, e.message, e.correlation_id, e.actor, e.raw, e.data,
 e.data_text, e.personal, e.personal_text
@@ -181,7 +181,7 @@ async def page(
         key = f"({w.bind(after[0])}::timestamptz, {w.bind(after[1])}::bigint, {w.bind(after[2])}::integer)"
         w.conditions.append(f"(e.time, e.batch_id, e.idx) {sign} {key}")
     sql = (
-        f"SELECT {_COLUMNS} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w} "
+        f"SELECT {COLUMNS_READ} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w} "
         f"ORDER BY e.time {order}, e.batch_id {order}, e.idx {order} LIMIT {int(limit)}"
     )
     return await _fetch(database, sql, w.arguments)
@@ -198,7 +198,7 @@ async def one(
         w.add("e.batch_id = {}::bigint", evidence["batch_id"])
         w.add("e.idx = {}::integer", idx)
         w.conditions += places_conditions(w, Filter(scope=scope), "e.place_id")
-        sql = f"SELECT {_COLUMNS} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w}"
+        sql = f"SELECT {COLUMNS_READ} FROM security_events e JOIN places p ON p.place_id = e.place_id WHERE {w}"
         if rows := await _fetch(database, sql, w.arguments):
             return rows[0], evidence
     return None
