@@ -175,5 +175,5 @@ def test_from_a_line_written_to_its_row_visible(rate: int, tmp_path: Path, colle
         f"\nline → visible at {rate:,}/s: p50 {p50:.0f} ms, p99 {p99:.0f} ms ({len(ages):,} of {len(written):,} lines seen in time)"
     )
     assert len(ages) > 0.9 * len(written)
-    if rate == 28:  # noqa: PLR2004 - a hundred thousand an hour
+    if rate == 28:
         assert p99 <= LATENCY_P99_MS_MAX
