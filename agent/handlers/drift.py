@@ -62,7 +62,7 @@ class ConfigDrift(ConfigEpisodic):
     centre: float | None = None
     spread: Annotated[float, Gt(0)] | None = None
     limit: Annotated[float, Gt(0)] | None = None
-    margin: Annotated[float, Gt(0)] = 2.5
+    margin: Annotated[float, Gt(0)] = 3.5
     smoothing: Annotated[float, Gt(0), Le(1)] = 0.1
     slack: Annotated[float, Ge(0)] = 0.5
 

@@ -1,14 +1,31 @@
 """The `where` language: total, typed, decided by type, and its errors point at the place."""
 
 import math
+import re
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.handlers.where import ALWAYS, NEVER, Where, WhereError, decide, parse
+from agent.handlers.where import (
+    ALWAYS,
+    NEVER,
+    All,
+    AnyOf,
+    Field,
+    Literal,
+    Networks,
+    Not,
+    Truth,
+    Where,
+    WhereError,
+    decide,
+    parse,
+)
 from agent.wire.event import Event
+from agent.wire.taxonomy import lookup
 
 EVENT = Event(
     5,
@@ -233,6 +250,89 @@ def test_any_text_parses_or_is_refused_with_a_column_inside_it(text: str) -> Non
 def _check_column(error: WhereError, text: str) -> None:
     assert 0 <= error.column <= len(text)
     assert "^" in str(error)
+
+
+# ── the obvious interpreter: walks the tree for each event, with the rules of the module's text written out one by one ──
+
+
+def field_of(path: tuple[str, ...], event: Event) -> Any:
+    if path == ("category",):
+        return lookup(event.type).category
+    value: Any = getattr(event, path[0])
+    for name in path[1:]:
+        value = value[name] if isinstance(value, dict) and name in value else None
+    return value
+
+
+def value_of(operand: Any, event: Event) -> Any:
+    if isinstance(operand, Literal):
+        return operand.value
+    if isinstance(operand, Field):
+        return field_of(operand.path, event)
+    value = value_of(operand.operand, event)
+    if operand.name == "lower":
+        return value.lower() if isinstance(value, str) else None
+    return len(value) if isinstance(value, str | list | dict) else None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def same(left: Any, right: Any) -> bool:
+    if is_number(left) and is_number(right):
+        return bool(left == right)
+    plain = isinstance(left, str | bool | None) and type(left) is type(right)
+    return plain and left == right
+
+
+def in_networks(value: Any, networks: Any) -> bool:
+    try:
+        return isinstance(value, str) and any(ip_address(value) in network for network in networks)
+    except ValueError:
+        return False
+
+
+def compares(op: str, left: Any, right: Any) -> bool:  # noqa: PLR0911  (a return a rule)
+    both_text = isinstance(left, str) and isinstance(right, str)
+    if op == "==":
+        return same(left, right)
+    if op == "in":
+        return isinstance(right, list | tuple) and any(same(left, one) for one in right)
+    if op == "contains" and isinstance(left, list):
+        return any(same(right, one) for one in left)
+    if op in ("contains", "startswith", "endswith"):
+        return (
+            both_text
+            and {"contains": right in left, "startswith": left.startswith(right), "endswith": left.endswith(right)}[op]
+        )
+    if op == "matches":
+        return isinstance(left, str) and re.search(right, left) is not None
+    if not both_text and not (is_number(left) and is_number(right)):
+        return False
+    return bool({"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[op])
+
+
+def obvious(node: Any, event: Event) -> bool:
+    if isinstance(node, Not):
+        return not obvious(node.part, event)
+    if isinstance(node, All):
+        return all(obvious(part, event) for part in node.parts)
+    if isinstance(node, AnyOf):
+        return any(obvious(part, event) for part in node.parts)
+    if isinstance(node, Truth):
+        return value_of(node.operand, event) is True
+    left = value_of(node.left, event)
+    if isinstance(node.right, Networks):
+        return in_networks(left, node.right.networks)
+    return compares(node.op, left, value_of(node.right, event))
+
+
+@settings(max_examples=400, deadline=None)
+@given(expressions, events)
+def test_every_expression_is_what_the_obvious_interpreter_says(text: str, event: Event) -> None:
+    where = Where(text)
+    assert where(event) is obvious(where.node, event)
 
 
 def test_nan_and_infinity_compare_without_error() -> None:
