@@ -168,18 +168,43 @@ Key = Value | tuple[Value, ...]
 
 
 def key_value(value: Any) -> Value:
-    """A field's value as part of a key: short, hashable, and true told apart from 1."""
+    """A field's value as part of a key: short, hashable, storable, and true told apart from 1."""
     kind = type(value)
     if kind is str:
-        if len(value) <= KEY_CHARS_MAX:
-            return value  # type: ignore[no-any-return]
-        digest = hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-        return f"{value[: KEY_CHARS_MAX - 20]}…{digest}"
+        return _text_key(value)
     if kind is bool:
         return "true" if value else "false"
-    if value is None or kind is int or (kind is float and value == value):  # noqa: PLR0124  (a NaN would never be found again)
+    if value is None or (kind is int and -(2**63) <= value < 2**63) or (kind is float and value - value == 0.0):
         return value  # type: ignore[no-any-return]
-    return key_value(msgspec.json.encode(value).decode()) if kind in (list, dict) else key_value(str(value))
+    try:
+        text = (
+            msgspec.json.encode(value).decode()
+            if kind in (list, dict)
+            else repr(value)
+            if kind is float
+            else hex(value)
+        )
+    except (UnicodeEncodeError, OverflowError, TypeError):
+        text = repr(value)
+    return _text_key(text)
+
+
+def _text_key(text: str) -> str:
+    if not text.isascii():
+        text = storable(text)
+    if len(text) <= KEY_CHARS_MAX:
+        return text
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return f"{text[: KEY_CHARS_MAX - 20]}…{digest}"
+
+
+def storable(text: str) -> str:
+    """The text, with what is no Unicode (lone surrogates, as a log in another encoding may hold) written out."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+    return text
 
 
 def key_of(by: tuple[str, ...]) -> Callable[[Event], Key]:
@@ -192,7 +217,7 @@ def key_of(by: tuple[str, ...]) -> Callable[[Event], Key]:
 
         def one(event: Event) -> Key:
             value = get(event)
-            return value if type(value) is str and len(value) <= KEY_CHARS_MAX else key_value(value)
+            return value if type(value) is str and len(value) <= KEY_CHARS_MAX and value.isascii() else key_value(value)
 
         return one
     return lambda event: tuple([key_value(get(event)) for get in gets])
@@ -218,7 +243,24 @@ class Group(Struct, array_like=True, gc=False):
 
 
 G = TypeVar("G", bound=Group)
-_encode = msgspec.msgpack.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
+
+
+def _encode(group: Group) -> bytes:
+    try:
+        return _pack(group)
+    except UnicodeEncodeError:
+        return _pack(_all_storable(msgspec.to_builtins(group, builtin_types=(bytes,))))
+
+
+def _all_storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list | tuple):
+        return [_all_storable(one) for one in value]
+    return {key: _all_storable(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
 _TEXT_KEY = "s"
 _JSON_KEY = "j"
 
@@ -446,7 +488,8 @@ class Raiser:
         if first.correlation and last is not None and first.correlation == last.correlation_id:
             return first.correlation
         named, _, _ = self.names(key)
-        text = msgspec.json.encode([self.name, list(named.items()), first.time, first.source, first.type])
+        found_in = (storable(first.source), storable(first.type))
+        text = msgspec.json.encode([self.name, list(named.items()), first.time, *found_in])
         return hashlib.blake2b(text, digest_size=16).hexdigest()
 
     def message(self, sentence: str, data: Mapping[str, Any], last: Event) -> str:
