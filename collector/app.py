@@ -10,6 +10,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -17,13 +18,17 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from collector import access, health, metrics, problems, query, stream
+from collector import access, export, health, metrics, problems, query, stream
 from collector.config import Settings
 from collector.health import Condition
 from collector.ingest import Ingest, post_batches
 from collector.notify import notify, watchdog_s
-from collector.store import migrate, partitions, rollups
+from collector.store import migrate, partitions, retention, rollups
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, connect
+from collector.store.events import ALL
+
+if TYPE_CHECKING:
+    from collector.store.database import Anyone
 
 _log = logging.getLogger("linewarden.collector")
 
@@ -63,6 +68,7 @@ class Background:
                 if not self._condition.ready:
                     await self._reach()
                 await self._partitions()
+                await self._retention()
             except (StoreUnavailable, StoreMisconfigured) as error:
                 failures += 1
                 self._failed(error, failures)
@@ -112,6 +118,14 @@ class Background:
         if indexed:
             _log.info("partitions given their index for text: %s", ", ".join(indexed))
 
+    async def _retention(self) -> None:
+        policy = self._settings.retention
+        if not policy.anything:
+            return
+        async with self._database.connection() as connection:
+            for action in await retention.run(connection, policy.policy, await held(connection), dry=False):
+                _log.info("retention, %s: %s of %d events (%s)", action.day, action.kind, action.events, action.rule)
+
     def _failed(self, error: Exception, failures: int) -> None:
         if self._condition.ready:
             self._condition.partitions_trouble = f"partitions could not be looked after: {error}"
@@ -124,6 +138,19 @@ class Background:
             failures & (failures - 1) == 0
         ):  # the first, second, fourth, eighth … time: not a line every half minute for ever
             _log.log(level, "the database cannot be used, trying on (%d): %s", failures, error)
+
+
+async def held(connection: "Anyone") -> list[retention.Hold]:
+    """The legal holds. One that cannot be read any more stops retention: nothing is taken away on a guess."""
+    found = []
+    for row in await retention.holds(connection):
+        try:
+            found.append(retention.Hold(row["hold_id"], query.filter_of(row["query"], ALL)))
+        except (problems.Problem, ValueError) as error:
+            raise StoreMisconfigured(
+                f"legal hold {row['hold_id']} cannot be read, so nothing leaves: {error}"
+            ) from error
+    return found
 
 
 async def migrate_at(dsn: str) -> list[str]:
@@ -167,7 +194,7 @@ def build(settings: Settings) -> Litestar:
             await database.close()
 
     return Litestar(
-        [post_batches, *query.ROUTES, *metrics.ROUTES, *stream.ROUTES, *health.ROUTES],
+        [post_batches, *query.ROUTES, *metrics.ROUTES, *export.ROUTES, *stream.ROUTES, *health.ROUTES],
         guards=[access.guard],
         exception_handlers=problems.HANDLERS,
         lifespan=[lifespan],
@@ -177,6 +204,7 @@ def build(settings: Settings) -> Litestar:
                 "condition": condition,
                 "ingest": Ingest(database, settings.server.limits, on_stored=hub.stored),
                 "hub": hub,
+                "exports": export.Exports(),
             }
         ),
         request_max_body_size=65_536,

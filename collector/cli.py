@@ -11,17 +11,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 import uvicorn
 from litestar import Litestar
 
-from collector.app import build, migrate_at
+from collector import export
+from collector.app import build, held, migrate_at
 from collector.config import Settings, SettingsError, load
 from collector.notify import notify
-from collector.query import agent_out
-from collector.store import agents, keys, partitions, rollups
-from collector.store.database import StoreMisconfigured, StoreUnavailable, connect, translated
+from collector.problems import Problem
+from collector.query import agent_out, filter_of
+from collector.store import agents, keys, partitions, retention, rollups
+from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, connect, translated
+from collector.store.events import ALL, BadFilter, TooSlow
 
 if TYPE_CHECKING:
     from collector.store.database import Plain
@@ -96,7 +100,96 @@ def _parser() -> argparse.ArgumentParser:
     rebuild = add(rollup, "rebuild", _rebuild, "make the roll-ups of a period anew from its events")
     for name, text in (("from", "first hour"), ("to", "end, not included")):
         rebuild.add_argument(f"--{name}", type=_moment, required=True, dest=f"{name}_", metavar="TIME", help=text)
+    keeping = add(
+        commands, "retention", _retention, "take away what has stayed long enough, by [retention] of the settings"
+    )
+    keeping.add_argument("--dry-run", action="store_true", help="only say what would go")
+    keeping.add_argument("--json", action="store_true", help="for scripts")
+    hold = commands.add_parser("hold", help="legal holds: events that retention leaves alone").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    made = add(hold, "create", _hold, "make a hold")
+    made.add_argument("--name", required=True, help="what it is for")
+    _filters(made)
+    add(hold, "list", _holds, "list the holds")
+    add(hold, "release", _release, "end a hold").add_argument("hold_id", type=int)
+    exporting = add(commands, "export", _export, "write all events that a filter finds")
+    exporting.add_argument("--format", choices=("ndjson", "json", "csv", "parquet"), default="ndjson")
+    exporting.add_argument("--output", type=Path, metavar="FILE", help="(default: standard output)")
+    _filters(exporting)
     return parser
+
+
+def _filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="NAME=VALUE",
+        help="a filter as of GET /v1/events, as in type=authentication.* or from=2026-01-31T14:00Z; more than one may be given",
+    )  # fmt: skip
+
+
+def _query(options: argparse.Namespace) -> str:
+    pairs = [item.partition("=") for item in options.where]
+    if any(not sign for _, sign, _ in pairs):
+        raise Failed("--where takes NAME=VALUE, as in type=log.line")
+    query = urlencode([(name, value) for name, _, value in pairs])
+    try:
+        filter_of(query, ALL)
+    except Problem as problem:
+        raise Failed(problem.detail) from None
+    return query
+
+
+def _retention(settings: Settings, options: argparse.Namespace) -> None:
+    async def work(connection: "Plain") -> "Sequence[retention.Action]":
+        return await retention.run(connection, settings.retention.policy, await held(connection), dry=options.dry_run)
+
+    actions = _with_store(settings, work)
+    if options.json:
+        print(msgspec.json.encode(actions).decode())
+        return
+    words = {"drop": "the whole day", "delete": "rows"}
+    _table([("DAY", "WHAT", "EVENTS", "RULE"), *((str(a.day), words[a.kind], str(a.events), a.rule) for a in actions)])
+
+
+def _hold(settings: Settings, options: argparse.Namespace) -> None:
+    query = _query(options)
+    number = _with_store(settings, lambda connection: retention.hold(connection, options.name, query))
+    print(f"hold {number} is made")
+
+
+def _holds(settings: Settings, _: argparse.Namespace) -> None:
+    found = _with_store(settings, retention.holds)
+    rows = [
+        (str(h["hold_id"]), f"{h['created']:%Y-%m-%d %H:%M:%S}Z", h["name"], h["query"] or "everything") for h in found
+    ]
+    _table([("HOLD", "SINCE", "NAME", "EVENTS"), *rows])
+
+
+def _release(settings: Settings, options: argparse.Namespace) -> None:
+    if not _with_store(settings, lambda connection: retention.release(connection, options.hold_id)):
+        raise Failed(f"there is no hold {options.hold_id}. See: linewarden-collector hold list")
+    print(f"hold {options.hold_id} is released")
+
+
+def _export(settings: Settings, options: argparse.Namespace) -> None:
+    wanted = filter_of(_query(options), ALL)
+
+    async def work() -> int:
+        database = Database(settings.database.address, pool_size=2, synchronous_commit="on")
+        await database.open()
+        try:
+            if options.output is None:
+                return await export.write(database, wanted, options.format, sys.stdout.buffer)
+            with options.output.open("wb") as out:
+                return await export.write(database, wanted, options.format, out)
+        finally:
+            await database.close()
+
+    try:
+        count = asyncio.run(work())
+    except (export.NoParquet, BadFilter, TooSlow) as error:
+        raise Failed(str(error)) from None
+    print(f"{count} events", file=sys.stderr)
 
 
 def _moment(text: str) -> datetime:
@@ -110,7 +203,14 @@ def _moment(text: str) -> datetime:
 def _rebuild(settings: Settings, options: argparse.Namespace) -> None:
     if options.from_ >= options.to_:
         raise Failed("--from has to be before --to")
-    events = _with_store(settings, lambda connection: rollups.rebuild(connection, options.from_, options.to_))
+
+    async def work(connection: "Plain") -> int:
+        whole = await retention.dropped_until(connection)
+        if whole is not None and options.from_ < whole:
+            raise Failed(f"events before {whole:%Y-%m-%dT%H:%MZ} may have left by retention. Give a later --from")
+        return await rollups.rebuild(connection, options.from_, options.to_)
+
+    events = _with_store(settings, work)
     print(f"roll-ups made anew from {events} events")
 
 

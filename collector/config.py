@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from collector.ingest import Limits
+from collector.store.retention import Rule
 
 DEFAULT_FILE = Path("/etc/linewarden/collector.toml")
 PREFIX = "LINEWARDEN_COLLECTOR__"
@@ -127,6 +128,33 @@ class StoreSettings(_Section):
     partitions_ahead_days: Annotated[int, Field(ge=1, le=365)] = 7
 
 
+class RetentionRule(_Section):
+    """Events that stay otherwise than the rest. `days`: none means for ever."""
+
+    types: tuple[str, ...] = ()
+    severity_min: Annotated[int, Field(ge=1, le=6)] = 1
+    severity_max: Annotated[int, Field(ge=1, le=6)] = 6
+    days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+
+
+class RetentionSettings(_Section):
+    """How long events stay: by the first rule that fits, else `days`. Without `days` and rules all stay for ever."""
+
+    days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    rules: Annotated[tuple[RetentionRule, ...], Field(max_length=100)] = ()
+
+    @property
+    def policy(self) -> list[Rule]:
+        """The rules in order, that for the rest at the end."""
+        ruled = [Rule(**rule.model_dump()) for rule in self.rules]
+        return [*ruled, Rule(days=self.days)]
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything ever leaves."""
+        return any(rule.days is not None for rule in self.policy)
+
+
 class Settings(BaseSettings):
     """All of it."""
 
@@ -135,6 +163,7 @@ class Settings(BaseSettings):
     server: Server = Field(default_factory=Server)
     database: DatabaseSettings
     store: StoreSettings = Field(default_factory=StoreSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
 
     @classmethod
     def settings_customise_sources(
@@ -150,7 +179,12 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"server": Server, "database": DatabaseSettings, "store": StoreSettings}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "server": Server,
+    "database": DatabaseSettings,
+    "store": StoreSettings,
+    "retention": RetentionSettings,
+}
 
 
 def _loopback(host: str) -> bool:

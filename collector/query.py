@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 from uuid import UUID
 
 import msgspec
@@ -29,6 +29,7 @@ from collector.problems import Problem
 from collector.store import agents, events
 from collector.store.database import Database
 from collector.store.events import BadFilter, Filter, Order, Position, TooSlow
+from collector.store.events import Scope as EventScope
 from collector.store.rows import from_us, to_us
 
 if TYPE_CHECKING:
@@ -286,6 +287,41 @@ async def provide_filter(
     )
 
 
+_TEXTS = {
+    "site": "sites", "line": "lines", "station": "stations", "type": "types", "category": "categories", "source": "sources",
+    "actor": "actors", "src_ip": "src_ips", "target": "targets", "outcome": "outcomes",
+}  # fmt: skip
+
+
+def filter_of(query: str, scope: EventScope) -> Filter:
+    """The filter that a query string means; the same names as in a request. Raises Problem."""
+    fields: dict[str, Any] = {"scope": scope}
+    for name, values in parse_qs(query, keep_blank_values=True, strict_parsing=bool(query)).items():
+        if name in _TEXTS:
+            fields[_TEXTS[name]] = _many(name, values)
+        elif name in ("text", "correlation_id"):
+            fields[name] = values[-1]
+        elif name == "data":
+            fields[name] = _data(values[-1])
+        elif name in _FILTERS:
+            fields.update(_converted(name, values))
+        else:
+            raise Problem(400, f"there is no filter {name!r}. Known: {', '.join(sorted(_FILTERS))}", code="filter")
+    return Filter(**fields)
+
+
+def _converted(name: str, values: list[str]) -> dict[str, Any]:
+    try:
+        if name in ("from", "to"):
+            return {"begin" if name == "from" else "end": _utc(datetime.fromisoformat(values[-1]))}
+        if name == "agent":
+            return {"agents": tuple(map(UUID, values))}
+        numbers = tuple(map(int, values))
+    except ValueError:
+        raise Problem(400, f"{name}: {', '.join(values)[:200]} cannot be read", code="filter") from None
+    return {"severity_min": numbers[-1]} if name == "severity" else {"severities": numbers}
+
+
 def _format(request: Request[Any, Any, Any], asked: Format | None) -> Format:
     if asked is not None:
         return asked
@@ -310,13 +346,19 @@ def _cell(value: Any) -> str:
     return "'" + text if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _csv(found: Iterable[EventOut]) -> bytes:
+def csv_lines(found: Iterable[EventOut], *, head: bool) -> bytes:
+    """Events as CSV, with the names of the columns where `head`."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    writer.writerow(EventOut.__struct_fields__)
+    if head:
+        writer.writerow(EventOut.__struct_fields__)
     for event in found:
         writer.writerow([_cell(getattr(event, name)) for name in EventOut.__struct_fields__])
     return out.getvalue().encode()
+
+
+def _csv(found: Iterable[EventOut]) -> bytes:
+    return csv_lines(found, head=True)
 
 
 def _ndjson(found: Iterable[EventOut]) -> bytes:

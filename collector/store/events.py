@@ -100,9 +100,11 @@ e.data_text, e.personal, e.personal_text
 """
 
 
-def where_of(wanted: Filter) -> Where:
-    """The condition of a filter on `security_events e`."""
+def where_of(wanted: Filter, arguments: "list[Any] | None" = None) -> Where:
+    """The condition of a filter on `security_events e`; its values are bound behind `arguments`."""
     w = Where()
+    if arguments is not None:
+        w.arguments = arguments
     if wanted.begin is not None:
         w.add("e.time >= {}::timestamptz", wanted.begin)
         w.add("e.received >= {}::timestamptz", _earlier(wanted.begin))
