@@ -23,7 +23,7 @@ from collector.config import Settings, SettingsError, load
 from collector.notify import notify
 from collector.problems import Problem
 from collector.query import agent_out, filter_of
-from collector.store import agents, keys, partitions, retention, rollups
+from collector.store import agents, condition, keys, partitions, retention, rollups
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, connect, translated
 from collector.store.events import ALL, BadFilter, TooSlow
 
@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("prefix", help="the part of the key between lw_ and the next _")
     db = commands.add_parser("db", help="look after the database").add_subparsers(required=True, metavar="ACTION")
     add(db, "partition", _partition, "make the partitions of the days ahead")
+    add(db, "status", _status, "sizes of tables and partitions").add_argument(
+        "--json", action="store_true", help="for scripts"
+    )
     rollup = commands.add_parser("metrics", help="look after the roll-ups").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -190,6 +193,23 @@ def _export(settings: Settings, options: argparse.Namespace) -> None:
     except (export.NoParquet, BadFilter, TooSlow) as error:
         raise Failed(str(error)) from None
     print(f"{count} events", file=sys.stderr)
+
+
+def _status(settings: Settings, options: argparse.Namespace) -> None:
+    found = _with_store(settings, condition.look)
+    if options.json:
+        print(msgspec.json.encode(found).decode())
+        return
+    rows = [("TABLE", "ROWS", "MB", "INDEX MB", "DEAD ROWS")]
+    for table in [*found.tables, *found.partitions]:
+        mb, index_mb = f"{table.bytes / 1e6:.1f}", f"{table.index_bytes / 1e6:.1f}"
+        rows.append((table.name, str(max(table.rows, 0)), mb, index_mb, str(table.dead_rows)))
+    _table(rows)
+    text = "by index on days that are over" if found.text_search else "without an index: pg_trgm is not there"
+    print(
+        f"PostgreSQL {found.server}, {found.database_bytes / 1e6:.0f} MB, {found.connections} of {found.connections_max} connections; "
+        f"{found.deltas_waiting} rows to fold into the roll-ups; text is searched {text}"
+    )
 
 
 def _moment(text: str) -> datetime:

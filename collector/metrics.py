@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from collector.problems import Problem
 from collector.query import provide_filter
-from collector.store import rollups
+from collector.store import condition, rollups
 from collector.store.database import Database
 from collector.store.events import BadFilter, Filter, TooSlow
 from collector.store.rollups import Answer, Period, Question, bucket_of
@@ -178,4 +178,17 @@ async def get_metrics(
     return Metrics(period, begin, end, buckets)
 
 
-ROUTES: list[Any] = [get_statistics, get_metrics]
+@get(
+    "/v1/storage",
+    opt={"access": "audit"},
+    tags=["health"],
+    summary="The state of the database: tables, partitions, sizes",
+)
+async def get_storage(state: State) -> condition.Storage:
+    """Estimates and sizes, without a scan."""
+    database: Database = state.database
+    async with database.connection() as connection:
+        return await condition.look(connection)
+
+
+ROUTES: list[Any] = [get_statistics, get_metrics, get_storage]

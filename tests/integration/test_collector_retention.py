@@ -152,3 +152,16 @@ def test_the_command_exports_into_a_file_also_as_parquet(collector: Collector, e
 def test_an_export_stays_within_the_scope_of_the_key(collector: Collector, exported: Chain) -> None:
     with collector.client(collector.key("viewer", site="elsewhere")) as viewer:
         assert viewer.get("/v1/export", params={"agent": exported.agent}).text == ""
+
+
+def test_the_state_of_tables_and_partitions_is_told_to_auditors_and_by_command(
+    collector: Collector, exported: Chain
+) -> None:
+    assert exported.no == 11
+    with collector.client(collector.key("auditor")) as auditor, collector.client(collector.key("viewer")) as viewer:
+        found = auditor.get("/v1/storage").json()
+        assert viewer.get("/v1/storage").status_code == 403
+    assert f"security_events_{TODAY:%Y%m%d}" in {p["name"] for p in found["partitions"]}
+    assert next(p["bytes"] for p in found["partitions"] if p["name"] == f"security_events_{TODAY:%Y%m%d}") > 100_000
+    done = run_cli(collector.dsn, "db", "status")
+    assert "event_metrics" in done.stdout, done.stderr
