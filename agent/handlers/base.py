@@ -297,6 +297,7 @@ class Table(Generic[G]):
         "flooded_since",
         "get",
         "groups",
+        "touch",
     )
 
     def __init__(self, group: type[G], max_keys: int, idle_us: int, stats: Stats, *, protect: bool) -> None:
@@ -310,14 +311,12 @@ class Table(Generic[G]):
         self._protect = protect
         self._serial = 0
         self._dirty: set[Key] = set()
+        self.touch = self._dirty.add
+        """The group of the key changed."""
         self._levels: tuple[deque[tuple[Key, int]], ...] = tuple(deque() for _ in range(LEVELS))
 
     def __len__(self) -> int:
         return len(self.groups)
-
-    def touch(self, key: Key) -> None:
-        """The group of the key changed."""
-        self._dirty.add(key)
 
     def add(self, key: Key, group: G, now_us: int) -> bool:
         """Take up a new key. False where the table is full of what may not be given up for it."""
@@ -543,10 +542,12 @@ class Keyed(Generic[G]):
         """See component.Handler."""
         alerts: list[Event] = []
         known, learn, key_of_, see = self.where.tests.get, self.where.learn, self._key, self.see
+        always = where.always
         self._batch, self._scans = events, 0
         matched = 0
         for event in events:
-            if (known(event.type) or learn(event.type))(event):
+            test = known(event.type) or learn(event.type)
+            if test is always or test(event):
                 matched += 1
                 see(event, key_of_(event), now_us, alerts)
         self.stats.matched += matched

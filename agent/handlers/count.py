@@ -99,6 +99,7 @@ class CountHandler(Keyed[Window]):
         self._escalate = sorted(config.escalate, key=lambda step: step.at)
         self._distinct = where.field(config.distinct) if config.distinct else None
         super().__init__(name, config, Window, idle_us=max(self._keep_us, self._cool_us), protect=False)
+        self._touch = self.table.touch
 
     def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
         table = self.table
@@ -112,7 +113,7 @@ class CountHandler(Keyed[Window]):
             return
         else:
             window.touched = now_us
-            table.touch(key)
+            self._touch(key)
         if window.began is not None:
             if event.time - window.newest < self._cool_us:
                 self._go_on(event, key, window, now_us, alerts)
@@ -177,10 +178,17 @@ class CountHandler(Keyed[Window]):
             window.total += 1
         elif event.time > window.newest - self._keep_us:
             self._add_value_again(event, window)
-        window.newest = max(window.newest, event.time)
+        if event.time > window.newest:  # noqa: PLR1730  (the path of every event of a flood: max() costs a call)
+            window.newest = event.time
         self.stats.suppressed += 1
-        self.tags.append((event, window.correlation))
-        if window.began and window.stage < len(self._escalate) and window.total >= self._escalate[window.stage].at:
+        if event.correlation_id is None:
+            self.tags.append((event, window.correlation))
+        if (
+            self._escalate
+            and window.began
+            and window.stage < len(self._escalate)
+            and window.total >= self._escalate[window.stage].at
+        ):
             severity = SEVERITIES[self._escalate[window.stage].severity]
             window.stage += 1
             self._raise(event, key, window, Cause(*window.began), now_us, alerts, severity)
