@@ -38,6 +38,8 @@ from agent.wire.event import Event
 
 Method = Literal["ewma", "cusum", "robust_z"]
 LIMITS_MIN: dict[str, float] = {"ewma": 1.0, "cusum": 5.0, "robust_z": 5.0}
+MARGINS = {"ewma": 3.5, "cusum": 3.5, "robust_z": 1.5}
+"""Where no margin is given. A single value reaches less far beyond the clean period than a mean that has moved."""
 MAD_TO_SPREAD = 1.4826
 SPREAD_OF_CENTRE_MIN = 1e-4
 CUSUM_CUT = 2.0
@@ -51,7 +53,7 @@ class ConfigDrift(ConfigEpisodic):
     method           see the module
     learn_readings   readings of the clean period
     centre, spread   given instead of learned, both
-    limit            given instead of learned; margin: how far beyond what was learned
+    limit            given instead of learned; margin: how far beyond what was learned; MARGINS where not given
     smoothing        of ewma: weight of the newest reading; slack: of cusum, in spreads: what is let pass
     """
 
@@ -62,7 +64,7 @@ class ConfigDrift(ConfigEpisodic):
     centre: float | None = None
     spread: Annotated[float, Gt(0)] | None = None
     limit: Annotated[float, Gt(0)] | None = None
-    margin: Annotated[float, Gt(0)] = 3.5
+    margin: Annotated[float, Gt(0)] | None = None
     smoothing: Annotated[float, Gt(0), Le(1)] = 0.1
     slack: Annotated[float, Ge(0)] = 0.5
 
@@ -100,7 +102,7 @@ class DriftHandler(Episodic[Signal]):
         self._lessons = Lessons(Learned)
         self._given: Learned | None = None
         if config.centre is not None and config.spread is not None:
-            limit = config.limit or config.margin * LIMITS_MIN[config.method]
+            limit = config.limit or margin_of(config) * LIMITS_MIN[config.method]
             self._given = Learned(config.centre, config.spread, limit)
         super().__init__(name, config, Signal, idle_us=IDLE_US, protect=True)
 
@@ -170,6 +172,11 @@ def step(signal: Signal, z: float, config: ConfigDrift, limit: float) -> float:
     return signal.high if signal.high >= signal.low else -signal.low
 
 
+def margin_of(config: ConfigDrift) -> float:
+    """The margin that is given, or that of the method."""
+    return MARGINS[config.method] if config.margin is None else config.margin
+
+
 def learn(values: Sequence[float], config: ConfigDrift) -> Learned:
     """Centre, spread and limit of a clean period."""
     if config.method == "robust_z":
@@ -183,4 +190,4 @@ def learn(values: Sequence[float], config: ConfigDrift) -> Learned:
         return Learned(centre, spread, config.limit)
     signal = Signal()
     reached = max([abs(step(signal, (value - centre) / spread, config, math.inf)) for value in values])
-    return Learned(centre, spread, max(LIMITS_MIN[config.method], config.margin * reached))
+    return Learned(centre, spread, max(LIMITS_MIN[config.method], margin_of(config) * reached))
