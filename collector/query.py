@@ -45,7 +45,10 @@ _CURSOR_VERSION = 1
 
 
 class EventOut(Struct):
-    """An event as it is answered. Its id is `agent_id/buffer/lane/batch_no/index`."""
+    """An event as it is answered. Its id is `agent_id/buffer/lane/batch_no/index`.
+
+    `time_flag`: why the claimed time was not taken (future, ancient, range), or `late`: it came after the events of its day were dropped.
+    """
 
     event_id: str
     received: datetime

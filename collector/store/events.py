@@ -93,8 +93,12 @@ class Where:
         return " AND ".join(self.conditions) or "true"
 
 
+# `late` is told and not stored: whether a day was dropped is not known for ever.
 COLUMNS_READ = """
-e.received, e.time, e.observed, e.time_flag, e.time_claimed, e.agent_id, e.buffer_id, e.lane, e.batch_no, e.idx, e.batch_id, p.site, p.line,
+e.received, e.time, e.observed,
+coalesce(e.time_flag, CASE WHEN e.received - e.time > interval '1 day' AND EXISTS (
+    SELECT FROM tombstones t WHERE t.kind = 'dropped' AND t.day = (e.time AT TIME ZONE 'UTC')::date AND t.made < e.received
+) THEN 'late' END) AS time_flag, e.time_claimed, e.agent_id, e.buffer_id, e.lane, e.batch_no, e.idx, e.batch_id, p.site, p.line,
 p.station, e.type, e.category, e.severity, e.source, e.src_ip, e.target, e.outcome, e.message, e.correlation_id, e.actor, e.raw, e.data,
 e.data_text, e.personal, e.personal_text
 """
