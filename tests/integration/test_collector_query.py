@@ -345,7 +345,7 @@ def test_metrics_are_prometheus_text(plant: Plant) -> None:
     assert any(line.startswith("linewarden_collector_events_total ") for line in lines)
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1/events/../../etc", "/v1/stream"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/events/../../etc", "/v1/streams"])
 def test_an_unknown_path_is_a_problem_too(plant: Plant, path: str) -> None:
     answer = plant.viewer.get(path)
     assert answer.status_code in (400, 404)
