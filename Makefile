@@ -25,7 +25,7 @@ demo: environment-demo ## run the whole system on this computer: a virtual line,
 	@exec $(PY) -m agent.simulator.demo $(if $(DURATION),--duration $(DURATION)) --seed $(SEED)
 
 test: environment tools ## the test suite, on real SQLite, real PostgreSQL and real protocol servers
-	$(PY) -m pytest -m "not bench and not long" $(ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile -m "not bench and not long" $(ARGS)
 
 check: environment ## lint, format, types, import rules, tidiness
 	$(PY) -m ruff check .

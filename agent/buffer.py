@@ -219,6 +219,8 @@ class Buffer:
         return buffer
 
     async def _connect(self) -> None:
+        # Tried without it first: where a file cannot be opened, aiosqlite leaves a thread behind that nobody waits for.
+        await asyncio.to_thread(_try_open, self.path)
         db = self._db = await aiosqlite.connect(self.path, isolation_level=None)
         await db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         await db.execute("PRAGMA journal_mode = WAL")
@@ -684,6 +686,10 @@ class Buffer:
         self.counters.evicted_batches += sum(row.counts is None for row in gone)
         self.counters.evicted_events += sum(row.events for row in gone if row.counts is None)
         return max(freed, 0)
+
+
+def _try_open(path: Path) -> None:
+    sqlite3.connect(path).close()
 
 
 def _not_open(path: Path, *, closing: bool) -> Exception:

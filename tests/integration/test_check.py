@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -47,6 +48,13 @@ at_least = 5
 within_s = 60
 raises = {{ type = "alert.authentication.many", severity = "high" }}
 """
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short name: long values are cut where they are quoted."""
+    with TemporaryDirectory(prefix="lw") as folder:
+        yield Path(folder)
 
 
 def check(

@@ -44,9 +44,10 @@ def eventually(holds: Callable[[], bool], within_s: float) -> bool:
 
 
 def figure(text: str, name: str) -> int:
-    match = re.search(rf"{name} +([\d,]+)", text)
-    assert match, text
-    return int(match[1].replace(",", ""))
+    """The last one of this name: the progress lines come before the summary."""
+    found = re.findall(rf"{name} +([\d,]+)", text)
+    assert found, text
+    return int(found[-1].replace(",", ""))
 
 
 class Run:

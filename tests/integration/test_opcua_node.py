@@ -190,8 +190,9 @@ async def test_a_queue_that_overflows_says_so(server: NodeServer) -> None:
         await reader.until(lambda: reader.values("Press.Cycles") == [0])
         await server.say(count=200)
         await reader.until(lambda: reader.values("Press.Cycles")[-1] == 200)
-    (gap,) = reader.of_type("collection.gap")
-    assert gap.data["nodes"] == ["Press.Cycles"]
+    gaps = reader.of_type("collection.gap")
+    assert gaps
+    assert all(gap.data["nodes"] == ["Press.Cycles"] for gap in gaps)
     assert any(event.data.get("status_code", 0) & 0x480 == 0x480 for event in reader.events)
 
 
