@@ -151,7 +151,9 @@ def _watch(client: Any, visible: dict[int, float], agent: str, done: threading.E
 
 @pytest.mark.parametrize("rate", [28, 1_000])
 def test_from_a_line_written_to_its_row_visible(rate: int, tmp_path: Path, collector: Collector) -> None:
-    lines, written, visible, done = Script(1, "quiet").lines(), {}, {}, threading.Event()
+    lines, done = Script(1, "quiet").lines(), threading.Event()
+    written: dict[int, float] = {}
+    visible: dict[int, float] = {}
     with (
         LogWriter(tmp_path / "auth.log") as writer,
         Agent(tmp_path, collector.url, collector.key("agent"), log_source(tmp_path / "auth.log")) as agent,
