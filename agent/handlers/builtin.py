@@ -8,7 +8,7 @@
     [handlers.builtin.tune.login_burst]
     at_least = 10                     # any key of the handler's kind
 
-`BUILTIN` is the table: name → kind and settings, each with its why, the value to turn, and its ATT&CK for ICS technique.
+The table of them, each with its why, the value to turn, and its ATT&CK for ICS technique, is in builtin_table.py; BUILTIN.md shows it.
 """
 
 from collections.abc import Mapping
@@ -21,26 +21,7 @@ import msgspec
 from agent.component import load
 from agent.handlers import EXTRA, HANDLERS
 from agent.handlers.base import ConfigCommon
-
-BUILTIN: dict[str, dict[str, Any]] = {
-    "login_burst": {
-        "type": "count",
-        "where": "type == 'authentication.failure'",
-        "by": ["src_ip"],
-        "at_least": 5,
-        "within_s": 60,
-        "cool_down_s": 300,
-        "escalate": [{"at": 100, "severity": "critical"}],
-        "raises": {
-            "type": "alert.authentication.burst",
-            "severity": "high",
-            "technique": "T0859",
-            "message": "{count} refused sign-ins from {src_ip} within {window} (limit {limit})",
-        },
-        "why": "Somebody, or a program with an old password, tries to get in.",
-        "tuning": "Raise at_least where a program retries with an expired password; name its address in where to leave it out.",
-    },
-}
+from agent.handlers.builtin_table import BUILTIN
 
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 
@@ -92,7 +73,13 @@ def builtin_configs(builtin: ConfigBuiltin) -> dict[str, ConfigCommon]:
         if name in builtin.off:
             continue
         merged = {key: value for key, value in settings.items() if key != "type"}
+        if settings["type"] == "schedule" and builtin.shifts:
+            merged["windows"] = list(builtin.shifts)
+            if builtin.time_zone:
+                merged["time_zone"] = builtin.time_zone
         merged.update(builtin.tune.get(name, {}))
+        if settings["type"] == "schedule" and "windows" not in merged:
+            continue  # nobody has said when people are expected
         try:
             configs[name] = config_of(settings["type"], merged)
         except ValueError as error:
