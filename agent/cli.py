@@ -83,7 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_check, _add_status, _add_events, _add_buffer, _add_browse, _add_trust, _add_probe):
+    for add in (
+        _add_run,
+        _add_check,
+        _add_status,
+        _add_events,
+        _add_buffer,
+        _add_browse,
+        _add_trust,
+        _add_probe,
+        _add_try,
+    ):
         add(commands)
     return parser
 
@@ -259,6 +269,24 @@ def _add_probe(commands: Any) -> None:
         "--name", type=_key, default="machine", metavar="NAME", help="name of the source in what is printed"
     )
     sub.add_argument("--all", action="store_true", help="also write out the addresses that answer with 0")
+    _json_option(sub)
+
+
+def _add_try(commands: Any) -> None:
+    def try_(options: argparse.Namespace) -> int:
+        from agent.cli_try import try_
+
+        return try_(options)
+
+    text = (
+        "play a log file, or events from `events --json`, through parsers and handlers, and print what they would raise"
+    )
+    sub = _command(commands, "try", try_, text)
+    sub.add_argument("file", type=Path, metavar="LOGFILE", help="a log, or recorded events")
+    sub.add_argument(
+        "--parser", metavar="KIND", help="how to read it (default: as the source that reads it, else auth)"
+    )
+    sub.add_argument("--explain", action="store_true", help="also what each handler saw, and what came near")
     _json_option(sub)
 
 

@@ -121,14 +121,20 @@ async def test_on_a_terminal_it_shows_where_it_is_and_ctrl_c_ends_it_with_what_w
         os.set_blocking(main, False)
         shown = bytearray()
 
-        def seen() -> bool:
-            with contextlib.suppress(BlockingIOError, OSError):
+        def read() -> None:
+            # All the while, as a terminal does: who is not read stands still in the middle of a word.
+            with contextlib.suppress(OSError):
                 shown.extend(os.read(main, 4_096))
+
+        asyncio.get_running_loop().add_reader(main, read)
+
+        def seen() -> bool:
             return b"readable" in shown and b"requests" in shown and len(device.requests) > 5
 
         await poll_until(seen)
         process.send_signal(signal.SIGINT)
         out: Any = (await process.communicate())[0]
+        asyncio.get_running_loop().remove_reader(main)
         os.close(main)
         assert process.returncode == 0
         assert b"# holding 0 to 1" in out
