@@ -78,7 +78,9 @@ class Engine:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._slots = [_Slot(name, handler) for name, handler in handlers.items()]
         self._routes: dict[str, tuple[_Slot, ...]] = {}
-        self._alert_routes: dict[str, tuple[_Slot, ...]] = {}
+        self._untold: list[Event] = []
+        """What `changes` has to say: told with the next events."""
+        self._now_us = 0
 
     @classmethod
     def build(cls, handlers: Mapping[str, object]) -> "Engine":
@@ -92,13 +94,15 @@ class Engine:
 
     def handle(self, events: Sequence[Event], now_us: int) -> list[Event]:
         """The alerts that these events raise. Tags causes that have no correlation id with that of their alert."""
+        self._now_us = now_us
+        told, self._untold = self._untold, []
         if not events:
             alerts = self._run([slot for slot in self._slots if slot.error is None], now_us)
         else:
             alerts = self._run(self._route(events), now_us)
         if alerts and any(slot.sees_alerts is not None for slot in self._slots):
             alerts += self._second_look(alerts, now_us)
-        return alerts
+        return told + alerts if told else alerts
 
     def _route(self, events: Sequence[Event]) -> list[_Slot]:
         """Hand each event to the handlers that may match it; these, in the order of the configuration."""
@@ -181,10 +185,15 @@ class Engine:
         """What the handlers have to keep, changed since the last call. A handler that was set aside keeps what it had."""
         changed: dict[str, dict[str, bytes | None]] = {}
         for slot in self._slots:
-            if slot.error is None:
+            if slot.error is not None:
+                continue
+            try:
                 state = slot.handler.changes()
-                if state:
-                    changed[slot.name] = state
+            except Exception as error:  # noqa: BLE001  (as in _run: a defect of one handler must not stop the storing of everybody's events)
+                self._untold.append(self._set_aside(slot, error, self._now_us))
+                continue
+            if state:
+                changed[slot.name] = state
         return changed
 
     def restore(self, state: Mapping[str, Mapping[str, bytes]]) -> None:

@@ -138,3 +138,19 @@ def test_stats_tell_when_a_handler_last_evaluated_and_what_it_holds() -> None:
 def test_name_builtin_is_kept_for_the_builtin_handlers() -> None:
     with pytest.raises(ConfigError, match="Choose another name"):
         Engine.build({"builtin": counting()})
+
+
+def test_a_handler_whose_state_cannot_be_written_is_set_aside_and_the_others_go_on() -> None:
+    """Were it not, no event of any source could be stored."""
+    engine = Engine.build({"builtin": ConfigBuiltin(enabled=False), "broken": counting(), "well": counting()})
+
+    def fail() -> dict[str, bytes | None]:
+        raise OverflowError("beyond what can be written")
+
+    engine.handlers["broken"].changes = fail
+    engine.handle(burst("x.y"), 1)
+    assert set(engine.changes()) == {"well"}
+    (told,) = engine.handle([], 2)
+    assert told.type == "agent.handler.failed"
+    assert told.data["handler"] == "broken"
+    assert engine.stats()["broken"].error == "OverflowError: beyond what can be written"
