@@ -114,9 +114,14 @@ async def test_on_a_terminal_it_shows_where_it_is_and_ctrl_c_ends_it_with_what_w
     async with Device() as device:
         device.set(1, "holding", 0, *([7] * 200))
         main, terminal = pty.openpty()
-        process = await asyncio.create_subprocess_exec(
-            str(PROGRAM), "probe", device.url, "--rate", "20", stdout=asyncio.subprocess.PIPE, stderr=terminal
-        )
+        # A shell starts what runs in the background with SIGINT ignored, and that is inherited: not so at a terminal.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(PROGRAM), "probe", device.url, "--rate", "20", stdout=asyncio.subprocess.PIPE, stderr=terminal
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
         os.close(terminal)
         os.set_blocking(main, False)
         shown = bytearray()
