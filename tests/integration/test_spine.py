@@ -133,6 +133,8 @@ async def undeclared(dsn: str, agent: str, source: str, changes: list[tuple[str,
         if not any(start <= end and begin <= stop for start, stop in gaps):
             missing.append((target, value, begin, end))
     assert rows, f"nothing at all is stored of {source}"
+    if missing:
+        print(f"{source}: declared gaps {gaps}; undeclared {missing}")
     return missing
 
 
