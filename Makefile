@@ -5,13 +5,14 @@
 PYTHON ?=
 DURATION ?=
 SEED ?= 7
+MINUTES ?= 20
+SEEDS ?= 1 2 3
 DATA ?=
 ARGS ?=
 PY := .venv/bin/python
-export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-detection faults package lock format tools clean environment environment-demo
+.PHONY: help demo test check bench bench-detection faults fuzz package lock format tools clean environment environment-demo
 
 help: ## show this list
 	@echo "Linewarden collects events from plant machines and logs, loses nothing, and brings them to the SOC."
@@ -25,7 +26,7 @@ demo: environment-demo ## run the whole system on this computer: a virtual line,
 	@exec $(PY) -m agent.simulator.demo $(if $(DURATION),--duration $(DURATION)) --seed $(SEED)
 
 test: environment tools ## the test suite, on real SQLite, real PostgreSQL and real protocol servers
-	$(PY) -m pytest -n 3 --dist loadfile -m "not bench and not long" $(ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not bench and not long" $(ARGS)
 
 check: environment ## lint, format, types, import rules, tidiness
 	$(PY) -m ruff check .
@@ -40,8 +41,13 @@ bench: environment tools ## measure speed, memory and latency, each against its 
 bench-detection: environment ## measure what the detections find, on DATA=folder of CSV files and labels
 	LINEWARDEN_BENCH_DATA="$(DATA)" $(PY) -m pytest -m bench -s tests/bench/bench_detection.py $(ARGS)
 
-faults: environment tools ## the fault tests at length: kills, cut links, full disks, damaged files (seeded)
-	$(PY) -m pytest -m long --timeout 0 tests $(ARGS)
+faults: environment tools ## the fault tests at length: kills, cut links, full disks, damaged files (MINUTES a seed, SEEDS='1 2 3')
+	LINEWARDEN_EXPLORE=1 $(PY) -m pytest -m long --timeout 0 tests $(ARGS)
+	$(PY) -m tests.faults.figures --minutes $(MINUTES) --seeds $(SEEDS)
+
+fuzz: environment ## fuzz what comes in from outside, guided by coverage, each door for MINUTES (installs atheris)
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check 'atheris>=3.1,<4'
+	$(PY) -m tests.faults.guided all --seconds $$(( $(MINUTES) * 60 )) $(ARGS)
 
 package: environment ## build wheel, source archive, and a bundle that installs without internet, into dist/
 	@packaging/build.sh

@@ -136,7 +136,7 @@ class _Append:
     lines: Mapping[int, _LanePart]
     events: int
     source: str | None
-    cursor: Cursor | None
+    cursor: bytes | None
     states: Mapping[str, State]
     done: asyncio.Future[None]
 
@@ -194,6 +194,7 @@ class Buffer:
         self._file = 0
         """Counts the files in use one after the other: trouble of the last one is no trouble of this one."""
         self._queue: deque[_Append] = deque()
+        self._broken: set[str] = set()
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
@@ -205,18 +206,33 @@ class Buffer:
     async def open(cls, path: Path, config: BufferConfig, agent: str) -> "Buffer":
         """Open or make the buffer file. A damaged one is set aside. Raises ConfigError where the place cannot be written."""
         buffer = cls(path, config, agent)
+        trouble: sqlite3.DatabaseError | None = None
         try:
-            await buffer._connect()
+            await buffer._open()
         except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                await buffer._disconnect()
-                remedy = "Check that the folder exists, belongs to the agent's user, and that the disk has room."
-                raise ConfigError(
-                    f"the buffer {path} cannot be opened: {error}", key="agent.state_dir", remedy=remedy
-                ) from None
-            await buffer._set_aside(str(error))
+            trouble = error
+        if trouble is not None and is_damage(trouble):
+            try:
+                await buffer._set_aside(str(trouble))
+                trouble = None
+            except sqlite3.DatabaseError as error:
+                trouble = error
+        if trouble is not None:
+            await buffer._disconnect()
+            remedy = "Check that the folder exists, belongs to the agent's user, and that the disk has room."
+            raise ConfigError(f"the buffer {path} cannot be opened: {trouble}", key="agent.state_dir", remedy=remedy)
+        salvage.note_made(path)
         buffer._writer = asyncio.create_task(buffer._write(), name="buffer")
         return buffer
+
+    async def _open(self) -> None:
+        """Connect; and go on with a recovery that was interrupted, or begin one where the file is gone."""
+        if not self.path.exists() and salvage.began(self.path) and not salvage.unfinished(self.path):
+            salvage.begin(self.path, f"{self.path} was not there when the agent opened it", gone=True)
+        if task := salvage.unfinished(self.path):
+            await self._recover(task)
+        else:
+            await self._connect()
 
     async def _connect(self) -> None:
         # Tried without it first: where a file cannot be opened, aiosqlite leaves a thread behind that nobody waits for.
@@ -314,14 +330,22 @@ class Buffer:
     async def _set_aside(self, why: str) -> None:
         """Give a damaged file another name, begin a new one, and bring over what can be read. Under the lock, or before it exists."""
         await self._disconnect()
-        aside = salvage.set_aside(self.path)
+        salvage.begin(self.path, why)
         self.counters.set_aside += 1
+        if task := salvage.unfinished(self.path):
+            await self._recover(task)
+
+    async def _recover(self, task: salvage.Task) -> None:
+        """A new file with what the old one still gives, and the declaration. Killed or failing in the middle, it begins again."""
         self._file += 1
         self._streams, self._current = {}, {}
         await self._connect()
-        found = await salvage.bring_over(aside, self._open_db(), self.agent)
-        await self._load(self._open_db())
-        await self._append_now(salvage.declare(aside, why, found))
+        found = salvage.Found()
+        if task.aside is not None:
+            found = await salvage.bring_over(self.path.with_name(task.aside), self._open_db(), self.agent)
+            await self._load(self._open_db())
+        await self._append_now(salvage.declare(task, found))
+        salvage.finish(self.path)
         self.growth.set()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -330,15 +354,23 @@ class Buffer:
         self,
         events: Sequence[Event],
         source: str | None = None,
-        cursor: Cursor | None = None,
+        cursor: Cursor | msgspec.Raw | None = None,
         states: Mapping[str, State] | None = None,
     ) -> None:
-        """Store events, the cursor of their source, and changed handler state, in one transaction; return when it is durable."""
+        """Store events, the cursor of their source, and changed handler state, in one transaction; return when it is durable.
+
+        After an append of a source failed, its next ones fail too until its cursor is read again: a later cursor would pass over
+        the events that were not stored.
+        """
         if self._writer is None or self._writer.done():
             raise RuntimeError("the buffer is closed")
+        if source in self._broken:
+            raise RuntimeError(f"an earlier append of {source} failed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Written here and not by the writer, so that it is done while the last commit still waits for the disk.
-        self._queue.append(_Append(_lines_by_lane(events), len(events), source, cursor, states or {}, done))
+        # Written here and not by the writer: so it is done while the last commit still waits for the disk, and the cursor is the one
+        # of these events even if its source goes on changing what it is made of.
+        position = None if cursor is None else msgspec.json.encode(cursor)
+        self._queue.append(_Append(_lines_by_lane(events), len(events), source, position, states or {}, done))
         self._wake.set()
         await done
 
@@ -360,7 +392,8 @@ class Buffer:
 
     def _fail(self, group: list[_Append], error: BaseException) -> None:
         # What a source has sent behind an append that failed must not be stored: its cursor would pass over what is missing.
-        sources = {item.source for item in group} - {None}
+        sources = {item.source for item in group if item.source is not None}
+        self._broken |= sources
         behind = [item for item in self._queue if item.source in sources]
         self._queue = deque(item for item in self._queue if item.source not in sources)
         for item in [*group, *behind]:
@@ -399,10 +432,16 @@ class Buffer:
             # Statements that used to work: what SQLite read of the file may make no sense, whatever it calls it.
             damaged = not await asyncio.to_thread(salvage.is_sound, self.path)
         if damaged:
-            async with self._lock:
-                if file == self._file:
-                    await self._set_aside(str(error))
-            return
+            try:
+                async with self._lock:
+                    if file == self._file:
+                        await self._set_aside(str(error))
+            except sqlite3.DatabaseError as second:
+                # As when the disk is full: recovery begins again when it can.
+                await self._disconnect()
+                error = second
+            else:
+                return
         if not is_waiting_matter(error):
             raise error
         if self.stalled is None:
@@ -411,13 +450,13 @@ class Buffer:
         await asyncio.sleep(STALL_RETRY_S)
         async with self._lock:
             if self._db is None and not self._closing:
-                await self._connect()
+                await self._open()
 
     async def _commit(self, group: Sequence[_Append], lines: Mapping[int, _LanePart]) -> None:
         db = self._open_db()
         begun = time.perf_counter()
         await self._make_room(db, sum(sum(map(len, part.core)) for part in lines.values()) // 4)
-        cursors = [(item.source, msgspec.json.encode(item.cursor)) for item in group if item.cursor is not None]
+        cursors = [(item.source, item.cursor) for item in group if item.cursor is not None]
         # In the order of the appends: the last one to speak of a key is right.
         state = {
             (name, key): value
@@ -467,7 +506,8 @@ class Buffer:
 
     @_answering
     async def cursor(self, source: str) -> Cursor | None:
-        """Where a source stands by the last commit."""
+        """Where a source stands by the last commit. It begins anew from there: see `append`."""
+        self._broken.discard(source)
         found = await fetch(self._open_reader(), "SELECT cursor FROM cursors WHERE source = ?", source)
         return msgspec.json.decode(found[0][0], type=Cursor) if found else None
 
@@ -573,7 +613,8 @@ class Buffer:
                     item for item in self._retained if item[0] != stream.id or item[1] <= stream.acked_no
                 )
             elif first is not None and first.no < expected <= first.through:
-                await cut(db, self.agent, stream, first, expected, head)
+                if not await cut(db, self.agent, stream, first, expected, head):
+                    await self._move_all(db, stream)
             elif first is not None and first.no < expected:
                 await self._move_on(db, stream, expected, head)
             self.growth.set()
@@ -586,8 +627,15 @@ class Buffer:
         below = min(expected, stream.next_no)
         await restream(db, self.agent, stream, self._current[stream.lane], below)
         first = next(iter(await rows(db, stream, stream.acked_no, 1)), None)
-        if first is not None and first.no < expected <= first.through:
-            await cut(db, self.agent, stream, first, expected, head)
+        straddles = first is not None and first.no < expected <= first.through
+        if first is not None and straddles and not await cut(db, self.agent, stream, first, expected, head):
+            await restream(db, self.agent, stream, self._current[stream.lane])
+        await self._forget_finished(db, stream)
+
+    async def _move_all(self, db: aiosqlite.Connection, stream: Stream) -> None:
+        if stream is self._current[stream.lane]:
+            await self._new_pair(db)
+        await restream(db, self.agent, stream, self._current[stream.lane])
         await self._forget_finished(db, stream)
 
     @_answering
@@ -597,10 +645,7 @@ class Buffer:
             db, stream = self._open_db(), self._find(buffer, lane)
             if stream is None:
                 return
-            if stream is self._current[lane]:
-                await self._new_pair(db)
-            await restream(db, self.agent, stream, self._current[lane])
-            await self._forget_finished(db, stream)
+            await self._move_all(db, stream)
             self.growth.set()
 
     @_answering

@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_trust,
         _add_probe,
         _add_try,
+        _add_enroll,
+        _add_rotate_key,
     ):
         add(commands)
     return parser
@@ -272,6 +274,39 @@ def _add_probe(commands: Any) -> None:
     _json_option(sub)
 
 
+def _add_enroll(commands: Any) -> None:
+    def enroll(options: argparse.Namespace) -> int:
+        from agent.cli_enroll import enroll
+
+        return enroll(options)
+
+    sub = _command(commands, "enroll", enroll, "become an agent of a collector, by a token from it; safe to do again")
+    sub.add_argument("--collector", metavar="URL", help="the collector (default: where the token says)")
+    given = sub.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--token", help="the token; - reads it from standard input, so that no list of processes shows it"
+    )
+    given.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds it")
+    sub.add_argument("--ca", type=Path, metavar="FILE", help="authority of the collector's certificate, PEM")
+    sub.add_argument(
+        "--new-key", action="store_true", help="make a new key, also where one was made for an enrolment before"
+    )
+    sub.add_argument(
+        "--allow-plaintext", action="store_true", help="http:// to other than this computer: others may read it"
+    )
+    _json_option(sub)
+
+
+def _add_rotate_key(commands: Any) -> None:
+    def rotate_key(options: argparse.Namespace) -> int:
+        from agent.cli_enroll import rotate_key
+
+        return rotate_key(options)
+
+    sub = _command(commands, "rotate-key", rotate_key, "let a new key take the place of the agent's; safe to do again")
+    _json_option(sub)
+
+
 def _add_try(commands: Any) -> None:
     def try_(options: argparse.Namespace) -> int:
         from agent.cli_try import try_
@@ -340,4 +375,7 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # As `python -m agent.cli`: the parts of the command import agent.cli, and must find the same classes.
+    from agent import cli  # noqa: PLW0406 - under another name than __main__
+
+    sys.exit(cli.main())

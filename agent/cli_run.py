@@ -60,6 +60,7 @@ class _Report(msgspec.Struct):
     problems: list[Problem]
     sources: int = 0
     handlers: int = 0
+    warnings: list[Problem] = []
 
 
 def check(options: argparse.Namespace) -> int:
@@ -73,14 +74,21 @@ def check(options: argparse.Namespace) -> int:
         )
     else:
         print(f"{report.file}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)}")
-        for problem in report.problems:
-            print(f"\n  {problem.key + ': ' if problem.key else ''}{problem.text}\n      {problem.remedy}")
+        _list(report.problems)
+    if report.warnings and not options.json:
+        print(f"{len(report.warnings)} warning{'s' * (len(report.warnings) > 1)}: it runs like this, and should not")
+        _list(report.warnings)
     return DONE if report.ok else WRONG
+
+
+def _list(problems: list[Problem]) -> None:
+    for problem in problems:
+        print(f"\n  {problem.key + ': ' if problem.key else ''}{problem.text}\n      {problem.remedy}")
 
 
 def _judge(path: Path) -> _Report:
     from agent.config import BUILTIN
-    from agent.config_check import problems_outside
+    from agent.config_check import problems_outside, warnings_outside
     from agent.config_read import validated
 
     try:
@@ -89,4 +97,4 @@ def _judge(path: Path) -> _Report:
         return _Report(ok=False, file=str(path), problems=list(error.problems))
     problems = problems_outside(settings)
     own = [name for name in settings.handlers if name != BUILTIN]
-    return _Report(not problems, str(path), problems, len(settings.sources), len(own))
+    return _Report(not problems, str(path), problems, len(settings.sources), len(own), warnings_outside(settings))

@@ -107,7 +107,16 @@ def lines(told: Status, health: _Health, now: int) -> list[str]:
         "health     well" if health.ok else "health     NOT WELL",
     ]
     head += [f"           {name}: {check.detail}" for name, check in health.checks.items() if not check.ok]
-    return [*head, _buffer_line(told, now), _sync_line(told, now), "", *_sources(told, now), "", *_handlers(told, now)]
+    return [
+        *head,
+        _buffer_line(told, now),
+        _sync_line(told, now),
+        "",
+        *_sources(told, now),
+        "",
+        *_handlers(told, now),
+        *_actions(told, now),
+    ]
 
 
 def _buffer_line(told: Status, now: int) -> str:
@@ -151,6 +160,14 @@ def _handlers(told: Status, now: int) -> list[str]:
         evaluated = ago(each.last_evaluated_us, now)
         rows.append((name, each.kind, evaluated, number(each.events), number(each.alerts), each.error or ""))
     return table(rows, right=(3, 4)) if told.handlers else ["no handlers are configured"]
+
+
+def _actions(told: Status, now: int) -> list[str]:
+    rows: list[tuple[str, ...]] = [("ACTION", "TYPE", "LAST", "WAITING", "DONE", "FAILED", "LEFT OUT", "TROUBLE")]
+    for name, each in told.actions.items():
+        counts = (each.waiting, each.done, each.failed + each.timeout + each.unknown, each.dropped)
+        rows.append((name, each.type, ago(each.last_us, now), *map(number, counts), each.last_error or ""))
+    return ["", *table(rows, right=(3, 4, 5, 6))] if told.actions else []
 
 
 def table(rows: Sequence[tuple[str, ...]], right: Sequence[int] = ()) -> list[str]:

@@ -13,14 +13,17 @@ from agent.cli import DONE, Failed
 from agent.cli_events import SEVERITIES
 from agent.cli_status import number, table
 from agent.config import DEFAULT_FILE, Settings
+from agent.handlers.base import number as plain
+from agent.handlers.base import said
 from agent.handlers.engine import Engine, HandlerStats
 from agent.parsers.base import Context, Parser
-from agent.trial import Trial, is_recorded, play
+from agent.trial import Near, Trial, explain, is_recorded, nearest, play
 from agent.wire.event import Event
 
 BAR_CHARS = 30
 BAR_EVERY_S = 0.1
 SHOWN_MAX = 10_000
+NEAREST_SHOWN = 20
 
 
 def try_(options: argparse.Namespace) -> int:
@@ -28,6 +31,8 @@ def try_(options: argparse.Namespace) -> int:
     settings = _settings(options)
     parser = None if is_recorded(options.file) and not options.parser else _parser(options, settings)
     engine = Engine.build(settings.handlers if settings else {})
+    if options.explain:
+        explain(engine)
     trial, bar = Trial(), _Bar()
     alerts: list[Event] = []
     for alert in play(options.file, parser, engine, trial, bar.show):
@@ -37,9 +42,10 @@ def try_(options: argparse.Namespace) -> int:
             alerts.append(alert)
     bar.end()
     if not options.json:
-        print("\n".join(_page(alerts, trial, engine.stats(), explain=options.explain)))
+        print("\n".join(_page(alerts, trial, engine, explain=options.explain)))
     elif options.explain:
-        print(msgspec.json.encode({"handlers": engine.stats(), "lines": trial.lines, "events": trial.events}).decode())
+        explained = {"handlers": engine.stats(), "near": nearest(engine), "lines": trial.lines, "events": trial.events}
+        print(msgspec.json.encode(explained).decode())
     return DONE
 
 
@@ -94,7 +100,7 @@ class _Bar:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _page(alerts: list[Event], trial: Trial, stats: dict[str, HandlerStats], *, explain: bool) -> list[str]:
+def _page(alerts: list[Event], trial: Trial, engine: Engine, *, explain: bool) -> list[str]:
     rows = [("TIME", "SEVERITY", "HANDLER", "ALERT")]
     rows += [
         (_time(a.time), SEVERITIES[a.severity], str(a.data.get("handler", a.source)), a.message or a.type)
@@ -108,7 +114,7 @@ def _page(alerts: list[Event], trial: Trial, stats: dict[str, HandlerStats], *, 
     kinds = sorted(trial.types.items(), key=lambda item: -item[1])[:8]
     if kinds:
         page.append("Events: " + ", ".join(f"{number(count)} {kind}" for kind, count in kinds) + ".")
-    return [*page, "", *_explained(stats)] if explain else page
+    return [*page, "", *_explained(engine.stats()), *_nearest(engine)] if explain else page
 
 
 def _explained(stats: dict[str, HandlerStats]) -> list[str]:
@@ -125,6 +131,20 @@ def _explained(stats: dict[str, HandlerStats]) -> list[str]:
             why = "nothing that concerns it"
         rows.append((name, each.kind, number(each.events), number(each.matched), number(each.alerts), why))
     return table(rows, right=(2, 3, 4))
+
+
+def _nearest(engine: Engine) -> list[str]:
+    """By number: what came nearest to the bound of each handler, and how far it went where it went beyond."""
+    found = nearest(engine, NEAREST_SHOWN)
+    if not found:
+        return []
+    rows = [("HANDLER", "WHOSE", "REACHED", "LIMIT", "AT")]
+    rows += [_near_row(name, near) for name, nears in found.items() for near in nears]
+    return ["", "How near it came:", *table(rows, right=(2, 3))]
+
+
+def _near_row(name: str, near: Near) -> tuple[str, str, str, str, str]:
+    return (name, said(near.key) or "all", plain(float(near.reached)), plain(float(near.limit)), _time(near.time))
 
 
 def _time(time_us: int | None) -> str:

@@ -11,6 +11,7 @@ A source, a handler, a parser: one file each and one line in the table of its pa
 stdlib dataclass in the same file, with `annotated_types` for bounds; units stand last in the names of its fields.
 """
 
+import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ Cursor = dict[str, Any]
 
 State = Mapping[str, bytes | None]
 """What a handler has to keep: key → bytes, None to forget the key. Only what changed since it was last asked."""
+
+
+def in_words(error: OSError) -> str:
+    """What the system says of an error, in its own words: asyncio writes "Connect call failed" for every reason."""
+    said = error.strerror or str(error)
+    return os.strerror(error.errno) if error.errno and said.startswith("Connect call failed") else said
 
 
 def now_us() -> int:

@@ -31,6 +31,7 @@ from agent.component import load as load_kind
 from agent.handlers import EXTRA as HANDLER_EXTRA
 from agent.handlers import HANDLERS
 from agent.health import HealthConfig
+from agent.identity import IdentityConfig
 from agent.sources import EXTRA as SOURCE_EXTRA
 from agent.sources import SOURCES
 from agent.sync import SyncConfig
@@ -119,8 +120,11 @@ class Settings:
     sync: SyncConfig
     buffer: BufferConfig
     health: HealthConfig
+    identity: IdentityConfig
     sources: dict[str, SourceSettings] = field(default_factory=dict)
     handlers: dict[str, Any] = field(default_factory=dict)
+    actions: dict[str, Any] = field(default_factory=dict)
+    """Name → ConfigAction."""
 
 
 def source_config(kind: str) -> Any:
@@ -137,10 +141,18 @@ def handler_config(kind: str) -> Any:
     return load_kind(HANDLERS, kind, what="handler", extra=HANDLER_EXTRA).Config
 
 
+def action_config() -> Any:
+    """The Config class of actions: loaded only where there are any, as most stations have none."""
+    from agent.handlers.actions import ConfigAction
+
+    return ConfigAction
+
+
 def to_plain(settings: Settings) -> dict[str, Any]:
     """Settings as a JSON object; `from_plain` makes the same settings of it."""
     plain: dict[str, Any] = {
-        section: msgspec.to_builtins(getattr(settings, section)) for section in ("agent", "sync", "buffer", "health")
+        section: msgspec.to_builtins(getattr(settings, section))
+        for section in ("agent", "sync", "buffer", "health", "identity")
     }
     plain["sources"] = {
         name: {"type": source.kind, "config": msgspec.to_builtins(source.config)}
@@ -150,6 +162,7 @@ def to_plain(settings: Settings) -> dict[str, Any]:
         name: {"type": kind_of_handler(config), "config": msgspec.to_builtins(config)}
         for name, config in settings.handlers.items()
     }
+    plain["actions"] = {name: msgspec.to_builtins(config) for name, config in settings.actions.items()}
     return plain
 
 
@@ -166,6 +179,7 @@ def from_plain(plain: Mapping[str, Any]) -> Settings:
         sync=msgspec.convert(plain["sync"], SyncConfig),
         buffer=msgspec.convert(plain["buffer"], BufferConfig),
         health=msgspec.convert(plain["health"], HealthConfig),
+        identity=msgspec.convert(plain["identity"], IdentityConfig),
         sources={
             name: SourceSettings(kind=each["type"], config=msgspec.convert(each["config"], source_config(each["type"])))
             for name, each in plain["sources"].items()
@@ -174,6 +188,7 @@ def from_plain(plain: Mapping[str, Any]) -> Settings:
             name: msgspec.convert(each["config"], handler_config(each["type"]))
             for name, each in plain["handlers"].items()
         },
+        actions={name: msgspec.convert(each, action_config()) for name, each in plain["actions"].items()},
     )
 
 

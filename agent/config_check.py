@@ -16,6 +16,7 @@ from agent.component import ConfigError, Report, load
 from agent.config import Problem, Settings
 from agent.config_words import key_text
 from agent.handlers.engine import build_handlers
+from agent.identity import Keyring
 from agent.sources import EXTRA, SOURCES
 
 SECRET_BYTES_MAX = 65_536
@@ -40,13 +41,39 @@ def problems_outside(settings: Settings) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
+def warnings_outside(settings: Settings) -> list[Problem]:
+    """What a configuration can run with, and should not: a Config says so by `warnings`."""
+    found = [
+        Problem(f"{key_text(place)}.{key}", text, remedy)
+        for place, config in _parts(settings)
+        if hasattr(config, "warnings")
+        for key, text, remedy in config.warnings()
+    ]
+    return [*found, *_of_enrolment(settings)]
+
+
+def _of_enrolment(settings: Settings) -> Iterator[Problem]:
+    """An agent that is not enrolled collects, and nobody takes it."""
+    keyring = Keyring(Path(settings.agent.state_dir), settings.identity)
+    try:
+        saved = keyring.saved()
+    except ConfigError:
+        # Another user's folder may not be looked into; the daemon says what is wrong with its own.
+        return
+    if saved is None and settings.sync.key_file is None:
+        remedy = f"linewarden-agent enroll --collector {settings.sync.url} --token-file FILE"
+        yield Problem("identity", "the agent is not enrolled, so what it collects waits in its buffer", remedy)
+
+
 def _parts(settings: Settings) -> Iterator[tuple[Place, Any]]:
-    for section in ("agent", "sync", "buffer", "health"):
+    for section in ("agent", "sync", "buffer", "health", "identity"):
         yield (section,), getattr(settings, section)
     for name, source in settings.sources.items():
         yield ("sources", name), source.config
     for name, config in settings.handlers.items():
         yield ("handlers", name), config
+    for name, config in settings.actions.items():
+        yield ("actions", name), config
 
 
 def _of_config(place: Place, config: Any) -> Iterator[Problem]:
@@ -78,8 +105,12 @@ def _of_files(place: Place, config: Any) -> Iterator[Problem]:
 
 def _of_file(key: str, path: Path, *, is_secret: bool) -> Iterator[Problem]:
     try:
+        # Looked at first: to open a pipe waits for whoever writes into it.
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            yield Problem(key, f"{path} is a pipe or a socket", "Name a file.")
+            return
         with path.open("rb") as file:
-            mode = path.stat().st_mode
             content = file.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
         remedy = "Name a file that exists and that the agent's user can read."

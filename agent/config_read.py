@@ -39,6 +39,7 @@ from agent.config import (
     Problem,
     Settings,
     SourceSettings,
+    action_config,
     handler_config,
     source_config,
     to_plain,
@@ -46,6 +47,7 @@ from agent.config import (
 from agent.config_words import at, key_text, members, nearest, problems_of, shorten, shown
 from agent.handlers import HANDLERS
 from agent.health import HealthConfig
+from agent.identity import IdentityConfig
 from agent.sources import SOURCES
 from agent.sync import SyncConfig
 
@@ -59,8 +61,14 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Table = dict[str, Any]
 Place = tuple[str | int, ...]
 
-SECTIONS: dict[str, Any] = {"agent": AgentConfig, "sync": SyncConfig, "buffer": BufferConfig, "health": HealthConfig}
-GROUPS = {"sources": "source", "handlers": "handler"}
+SECTIONS: dict[str, Any] = {
+    "agent": AgentConfig,
+    "sync": SyncConfig,
+    "buffer": BufferConfig,
+    "health": HealthConfig,
+    "identity": IdentityConfig,
+}
+GROUPS = {"sources": "source", "handlers": "handler", "actions": "action"}
 
 
 # The file -------------------------------------------------------------------------------------------------------------------------
@@ -322,6 +330,8 @@ class _Untyped(Exception):
 
 def _config_of(group: str, name: str, table: Table) -> Any:
     """The Config of a source or handler. Raises ConfigError and _Untyped."""
+    if group == "actions":
+        return action_config()
     if group == "handlers" and name == BUILTIN:
         return handler_config(BUILTIN)
     known = SOURCES if group == "sources" else HANDLERS
@@ -448,6 +458,15 @@ def validated(path: Path, environ: Mapping[str, str]) -> Settings:
     sections = {name: judge.part(config, tables.get(name, {}), (name,)) for name, config in SECTIONS.items()}
     sources = _group(judge, tables, "sources")
     handlers = _group(judge, tables, "handlers")
+    actions = _group(judge, tables, "actions")
+    for name, config in handlers.items():
+        # What is read from files beside the configuration, such as rules, is read here and handed on.
+        if hasattr(config, "resolved"):
+            handlers[name], refused = config.resolved()
+            for key, text, remedy in refused:
+                judge.add(Problem(key_text(("handlers", name, key)), text, remedy))
+    _doors(judge, sections["health"], sources)
+    _meant(judge, handlers, actions)
     if judge.problems:
         told = list(dict.fromkeys(judge.problems))
         if len(told) > PROBLEMS_MAX:
@@ -465,7 +484,49 @@ def validated(path: Path, environ: Mapping[str, str]) -> Settings:
             for name, config in sources.items()
         },
         handlers=handlers,
+        actions=actions,
     )
+
+
+def _meant(judge: Judge, handlers: Table, actions: Table) -> None:
+    """An action of a handler that does not exist would never be done."""
+    if not actions or judge.problems:
+        return
+    from agent.handlers.builtin import ConfigBuiltin, builtin_configs
+
+    known = dict.fromkeys(["*", *builtin_configs(handlers.get(BUILTIN) or ConfigBuiltin())])
+    for name, config in handlers.items():
+        if name != BUILTIN:
+            known.update(dict.fromkeys(config.expanded(name) if hasattr(config, "expanded") else [name]))
+    for name, config in actions.items():
+        for index, handler in enumerate(config.handlers):
+            if handler not in known:
+                place = ("actions", name, "handlers", index)
+                judge.add(
+                    Problem(key_text(place), f"there is no handler {handler!r}", nearest(handler, list(known))), place
+                )
+
+
+def _doors(judge: Judge, health: HealthConfig | None, sources: Table) -> None:
+    """A source that answers requests does so alone: of two at one place, one would hear nothing."""
+    if health is None:
+        return
+    taken = {str(address): "health.listen" for address in health.addresses()}
+    for name, config in sources.items():
+        if not hasattr(config, "doors"):
+            continue
+        key = key_text(("sources", name, "socket"))
+        doors = config.doors(health.addresses())
+        if not doors:
+            text = "nobody could post to it: [health] listen is empty, and it has no socket of its own"
+            judge.add(Problem(key, text, "Give it a socket, or [health] an address."), ("sources", name))
+        others = [taken.setdefault(door, f"sources.{name}") for door in doors]
+        other = next((each for each in others if each != f"sources.{name}"), None)
+        if other is not None:
+            text = f"{doors[others.index(other)]} belongs to {other} already"
+            judge.add(
+                Problem(key, text, "Give each a socket of its own, or take one of the two out."), ("sources", name)
+            )
 
 
 def section(name: str, path: Path, environ: Mapping[str, str]) -> Any:
@@ -517,7 +578,9 @@ def _group(judge: Judge, tables: Table, group: str) -> Table:
         except ConfigError as error:
             judge.add(Problem(error.key, str(error.args[0]), error.remedy), (*place, "type"))
         else:
-            made[name] = judge.part(config, {key: value for key, value in table.items() if key != "type"}, place)
+            # What an action does is one of its own keys; of the others the type says which Config it is.
+            own = {key: value for key, value in table.items() if key != "type" or group == "actions"}
+            made[name] = judge.part(config, own, place)
     return made
 
 

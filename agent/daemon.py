@@ -15,31 +15,38 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agent import identity, notify
+from msgspec import to_builtins
+
+from agent import enrolment, expiry, identity, notify
 from agent.buffer import Buffer
 from agent.component import ConfigError, Report, Source, load, now_us
 from agent.config import ConfigProblems, Settings, SourceSettings
 from agent.config import load as load_settings
 from agent.daemon_status import BEAT_S, Facts, checks_of, makes_progress, ready_of, status_of, told_to_collector
 from agent.handlers.engine import Engine
-from agent.health import HealthServer, Status
+from agent.health import HealthServer, Mounts, Status
 from agent.host import SELF, Host, Run, began, boot_id, configuration_changed, file_sha256, host_event
-from agent.pipeline import Pipeline
+from agent.pipeline import ACTIONS, Pipeline
 from agent.sources import EXTRA, SOURCES
-from agent.sync import Sync, SyncState
-from agent.uplink import HttpSink
+from agent.sync import Sync, SyncConfig, SyncState
+from agent.uplink import HttpSink, Tls
+
+if TYPE_CHECKING:
+    from agent.handlers.actions import Actions
 
 log = logging.getLogger("linewarden")
 
 AGAIN_S = 10.0
 """A part that failed, or an address that is taken, is tried again after this."""
 FLUSH_S_MAX = 5.0
+IDENTITY = "!identity"
+"""Under this name the buffer keeps which key we have told of."""
 LOCK_FILE = "agent.lock"
 SWITCH_S = 0.0005
 """Threads that come back from the disk or the compressor wait no longer than this for a parser at work (Python's own: 5 ms)."""
@@ -58,6 +65,7 @@ class _Uplink:
     sink: HttpSink
     sync: Sync
     task: "asyncio.Task[None]"
+    renewal: "asyncio.Task[None]"
 
 
 class Daemon:
@@ -73,6 +81,9 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uplink: _Uplink | None = None
+        self._actions: Actions | None = None
+        self._acting: asyncio.Task[None] | None = None
+        self._mounts = Mounts()
         self._answered_s = time.monotonic()
         self._served: asyncio.Task[None] | None = None
         self._health_tried = asyncio.Event()
@@ -91,8 +102,14 @@ class Daemon:
         stack.push_async_callback(buffer.close)
         engine.restore(await buffer.states())
         pipeline = Pipeline(buffer, engine)
+        actions = pipeline.actions = _actions(settings, buffer, (await buffer.states()).get(ACTIONS, {}))
         daemon: Daemon
-        host = Host(pipeline, buffer, lambda: daemon.last_contact_s())  # noqa: PLW0108 (there is no daemon yet)
+        host = Host(
+            pipeline,
+            buffer,
+            lambda: daemon.last_contact_s(),  # noqa: PLW0108 (there is no daemon yet)
+            lambda: daemon.certificates(),  # noqa: PLW0108
+        )
         facts = Facts(
             agent_id,
             _version(),
@@ -106,11 +123,12 @@ class Daemon:
             now_us(),
         )
         daemon = cls(settings, path, facts)
+        daemon._acts(actions)
         stack.push_async_callback(daemon.close)
         run = daemon._run(ended=False)
         await pipeline.store(began(run, await buffer.cursor(SELF)), SELF, run.cursor())
         for name, (source, report) in sources.items():
-            pipeline.start(name, settings.sources[name].kind, source, report)
+            daemon._begin_source(name, source, report)
         daemon._start_parts()
         await daemon._health_tried.wait()
         return daemon
@@ -126,6 +144,15 @@ class Daemon:
         ):
             self._begin(name, work)
 
+    def _acts(self, actions: "Actions | None") -> None:
+        self._actions = actions
+        self._acting = None if actions is None else self._begin("actions", actions.run)
+
+    def _begin_source(self, name: str, source: Source, report: Report) -> None:
+        # A source that answers requests (the intake) does so at the local endpoint; until it runs it answers that it does not.
+        self._mounts.put(name, getattr(source, "routes", dict)())
+        self._pipeline.start(name, self.settings.sources[name].kind, source, report)
+
     def _begin(self, name: str, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
         task = asyncio.create_task(_keep(name, work), name=name)
         self._tasks.add(task)
@@ -135,16 +162,33 @@ class Daemon:
     def _connect(self) -> None:
         """Begin to send, as [sync] says now."""
         config = self.settings.sync
+        keyring = identity.Keyring(Path(self.settings.agent.state_dir), self.settings.identity)
         sink = HttpSink(
             url=config.url,
             key_file=config.key_file,
-            ca_file=config.ca_file,
+            tls=lambda: tls_of(config, keyring),
             timeout_s=config.timeout_s,
             version=self.facts.version,
+            agent_id=self.facts.agent_id,
+            signer=keyring,
         )
+        renewal = enrolment.Renewal(keyring, lambda: tls_of(config, keyring), self._enrolled)
         sync = Sync(config, self._buffer, sink, lambda: told_to_collector(self.facts))
         self.facts.sync, self.facts.url = sync.state, config.url
-        self._uplink = _Uplink(sink, sync, self._begin("sync", sync.run))
+        self._uplink = _Uplink(sink, sync, self._begin("sync", sync.run), self._begin("identity", renewal.run))
+
+    async def _enrolled(self, saved: identity.Saved) -> None:
+        """Say in our own stream who we are, and where the streams before ours ended: once for each key, signed with what follows."""
+        cursor = await self._buffer.cursor(IDENTITY)
+        if cursor is not None and cursor.get("key_id") == saved.key_id:
+            return
+        new = cursor is None or cursor.get("token") != saved.token
+        type_ = "agent.enrolled" if new else "agent.key.changed"
+        text = "the agent was enrolled" if new else "a new key took the place of the agent's key"
+        event = host_event(type_, text, outcome="success", key_id=saved.key_id, enrolment=saved.token)
+        if new:
+            event.data["earlier"] = [to_builtins(link) for link in saved.links]
+        await self._pipeline.store([event], IDENTITY, {"key_id": saved.key_id, "token": saved.token})
 
     def _serve(self) -> None:
         self._served = self._begin("health", self._serve_health)
@@ -153,7 +197,11 @@ class Daemon:
         """The local endpoint. An address that cannot be had costs the endpoint, not the collecting: it is tried again."""
         while True:
             server = HealthServer(
-                self.settings.health, self._status, lambda: checks_of(self.facts), lambda: ready_of(self.facts)
+                self.settings.health,
+                self._status,
+                lambda: checks_of(self.facts),
+                lambda: ready_of(self.facts),
+                self._mounts,
             )
             try:
                 await server.start()
@@ -184,6 +232,15 @@ class Daemon:
         if last_us is not None:
             self._answered_s = time.monotonic() - max(0.0, (now_us() - last_us) / 1e6)
         return self._answered_s
+
+    def certificates(self) -> list[tuple[str, Path]]:
+        """The files with certificates that the configuration names now."""
+        found = list(expiry.named(self.settings.sync, "sync"))
+        # What the enrolment brought; one that is not there is passed over.
+        found.append(("sync.ca_file", Path(self.settings.agent.state_dir) / identity.FOLDER / "ca.pem"))
+        for name, source in self.settings.sources.items():
+            found += expiry.named(source.config, f"sources.{name}")
+        return found
 
     def _run(self, *, ended: bool) -> Run:
         return Run(self.facts.version, self.facts.config_sha256, boot_id(), ended)
@@ -224,6 +281,8 @@ class Daemon:
         notify.stopping("storing and sending what is left")
         log.info("stopping")
         await self._pipeline.stop_all()
+        if self._acting is not None:
+            await _end(self._acting)
         stopped = host_event("agent.stopped", "the agent was stopped", outcome="success")
         try:
             # A disk that is full just now must not hold up the stop: then the next start says that this one did not end in order.
@@ -282,20 +341,38 @@ class Daemon:
         self.settings = new
         if engine is not None:
             await self._pipeline.exchange(engine)
+        if self._actions is not None:
+            self._actions.configure(new.actions)
+        elif new.actions:
+            self._acts(_actions(new, self._buffer, {}))
+            self._pipeline.actions = self._actions
         await self._buffer.reconfigure(new.buffer)
         ending = [name for name in old.sources if name in made or name not in new.sources]
         await asyncio.gather(*(self._pipeline.stop(name) for name in ending))
         for name in ending:
+            self._mounts.remove(name)
             del self._pipeline.sources[name]
         for name, (source, report) in made.items():
-            self._pipeline.start(name, new.sources[name].kind, source, report)
-        if new.sync != old.sync and self._uplink is not None:
+            self._begin_source(name, source, report)
+        if (new.sync, new.identity) != (old.sync, old.identity) and self._uplink is not None:
             await _end(self._uplink.task)
+            await _end(self._uplink.renewal)
             await self._uplink.sink.close()
             self._connect()
         if new.health != old.health and self._served is not None:
             await _end(self._served)
             self._serve()
+
+
+def tls_of(config: SyncConfig, keyring: identity.Keyring) -> Tls:
+    """Whom to trust as the collector: what the configuration says, else what the enrolment brought."""
+    pinned = str(keyring.authority_file) if keyring.authority_file.exists() else None
+    return Tls(
+        ca_file=config.ca_file or pinned,
+        system=config.system_ca,
+        certificate_file=config.certificate_file,
+        key_file=config.certificate_key_file,
+    )
 
 
 async def _keep(name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -312,6 +389,15 @@ async def _end(task: "asyncio.Task[None]") -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def _actions(settings: Settings, buffer: Buffer, stored: Mapping[str, bytes]) -> "Actions | None":
+    """What the station does by itself; nothing of it is loaded where nothing is configured and nothing is left."""
+    if not settings.actions and not stored:
+        return None
+    from agent.handlers.actions import Actions
+
+    return Actions(buffer, settings.actions, stored)
 
 
 def _make(name: str, settings: SourceSettings, all_settings: Settings) -> tuple[Source, Report]:

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from agent.buffer import Buffer
 from agent.component import now_us
 from agent.health import process_facts
 from agent.health_status import (
+    ActionStatus,
     AgentStatus,
     BufferStatus,
     Check,
@@ -103,8 +104,17 @@ def status_of(facts: Facts) -> Status:
             sent_bytes=sync.sent_bytes,
         ),
         handlers={name: _handler(stats) for name, stats in facts.pipeline.engine.stats().items()},
+        actions={name: _action(stats) for name, stats in _actions(facts.pipeline)},
         alerts=facts.pipeline.alerts,
     )
+
+
+def _actions(pipeline: Pipeline) -> Iterable[tuple[str, Any]]:
+    return pipeline.actions.stats().items() if pipeline.actions is not None else ()
+
+
+def _action(stats: Any) -> ActionStatus:
+    return ActionStatus(**{name: getattr(stats, name) for name in ActionStatus.__struct_fields__})
 
 
 def _source(state: SourceState) -> SourceStatus:
@@ -117,6 +127,7 @@ def _source(state: SourceState) -> SourceStatus:
         gaps=state.gaps,
         restarts=state.restarts,
         last_event_us=state.last_event_us,
+        silent_s=round(time.monotonic() - state.heard_s, 3),
         last_error=report.last_error,
         last_error_us=report.last_error_us,
         trouble=dict(report.trouble),

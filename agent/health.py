@@ -5,8 +5,8 @@
     GET /status    `Status` as JSON
     GET /metrics   the same facts for Prometheus (health_metrics.py)
 
-The facts are handed in; nothing here knows a source or a buffer. Other routes (the intake's POST /v1/events) are added by whoever answers
-them: `server.add("POST", path, Route(answer, body_bytes_max=…))`. What the server bounds is told in health_http.py.
+The facts are handed in; nothing here knows a source or a buffer. Other routes (the intake's POST /v1/events) are `mounts`, which outlive
+the server: a source that answers requests has `routes()`, and the daemon mounts them. What the server bounds is told in health_http.py.
 
 Times are µs since the epoch, UTC (`_us`); durations are seconds (`_s`).
 """
@@ -26,7 +26,7 @@ from annotated_types import Ge, Gt, Le, Len
 from msgspec import Struct
 
 from agent.component import now_us
-from agent.health_http import Address, Answer, HttpServer, Limits, Refused, Request, Response, Route
+from agent.health_http import Address, Answer, HttpServer, Limits, Mounts, Refused, Request, Response, Route
 from agent.health_metrics import CONTENT_TYPE, render
 from agent.health_status import AgentStatus, BufferStatus, Check, HandlerStatus, SourceStatus, Status, SyncStatus
 
@@ -39,6 +39,7 @@ __all__ = [
     "HandlerStatus",
     "HealthConfig",
     "HealthServer",
+    "Mounts",
     "Refused",
     "Request",
     "Response",
@@ -141,9 +142,10 @@ class HealthServer:
         status: Callable[[], Awaitable[Status]],
         checks: Callable[[], Sequence[Check]],
         ready: Callable[[], Sequence[Check]] | None = None,
+        mounts: Mounts | None = None,
     ) -> None:
         limits = Limits(config.connections_max, config.request_s_max, config.idle_s_max)
-        self._http = HttpServer(config.addresses(), limits)
+        self._http = HttpServer(config.addresses(), limits, mounts=mounts)
         self._status = status
         self._http.add("GET", "/healthz", Route(_answering(checks)))
         self._http.add("GET", "/readyz", Route(_answering(ready or checks)))

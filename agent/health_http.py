@@ -16,6 +16,7 @@ make its own name point here), and so is whatever a browser posts.
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 import stat
 import struct
@@ -23,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +69,7 @@ class Address(NamedTuple):
         return bool(self.path) or _is_loopback(self.host)
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -112,7 +115,9 @@ class Refused(Exception):
 class Request:
     """One request. The body comes as it is read: `chunks`, or `body` for all of it, both within the route's bound."""
 
-    def __init__(self, method: str, target: str, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self, method: str, target: str, headers: Mapping[str, str], chunks: AsyncIterator[bytes], *, is_local: bool
+    ) -> None:
         parts = urlsplit(target)
         self.method = method
         self.path = parts.path
@@ -120,6 +125,8 @@ class Request:
         self.headers = headers
         """By lower-case name; of several of a name, the last."""
         self.chunks = chunks
+        self.is_local = is_local
+        """Whether it came in by an address, or a socket, that only this computer reaches."""
 
     async def body(self) -> bytes:
         """All of it. Raises Refused (413) beyond the route's bound."""
@@ -138,16 +145,64 @@ class Route:
     request_s_max: float | None = None
 
 
-class HttpServer:
-    """See the module. Cold until `start`; `close` ends it."""
+class Mounts:
+    """Routes that outlive a server: by who answers them. Whichever server is up has them."""
 
-    def __init__(self, addresses: tuple[Address, ...], limits: Limits, *, any_host: bool = False) -> None:
+    def __init__(self) -> None:
+        self._routes: dict[str, dict[tuple[str, str], Route]] = {}
+
+    def put(self, owner: str, routes: Mapping[tuple[str, str], Route]) -> None:
+        """These and no others are the owner's: (method, path) → route."""
+        self._routes[owner] = dict(routes)
+
+    def remove(self, owner: str) -> None:
+        """The owner answers no longer."""
+        self._routes.pop(owner, None)
+
+    def at(self, path: str) -> dict[str, Route]:
+        """Method → route."""
+        return {
+            method: route
+            for routes in self._routes.values()
+            for (method, place), route in routes.items()
+            if place == path
+        }
+
+    def paths(self) -> set[str]:
+        """All of them."""
+        return {path for routes in self._routes.values() for _, path in routes}
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAccess:
+    """Who may connect to a unix socket. `group`: its group id; None leaves the process's own."""
+
+    mode: int = SOCKET_MODE
+    group: int | None = None
+
+
+class HttpServer:
+    """See the module. Cold until `start`; `close` ends it. `key`: the setting that names the addresses."""
+
+    def __init__(
+        self,
+        addresses: tuple[Address, ...],
+        limits: Limits,
+        *,
+        any_host: bool = False,
+        mounts: Mounts | None = None,
+        access: SocketAccess | None = None,
+        key: str = "health.listen",
+    ) -> None:
         self.bound: list[Address] = []
         """Where it listens, with the ports that were found."""
         self._addresses = addresses
         self._limits = limits
         self._any_host = any_host or any(not each.is_local for each in addresses)
         self._routes: dict[str, dict[str, Route]] = {}
+        self._mounts = mounts or Mounts()
+        self._access = access or SocketAccess()
+        self._key = key
         self._servers: list[asyncio.Server] = []
         self._sockets: list[tuple[Path, int]] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
@@ -176,7 +231,7 @@ class HttpServer:
     async def _listen(self, address: Address) -> None:
         try:
             if address.path:
-                sock, inode = _unix_socket(Path(address.path))
+                sock, inode = _unix_socket(Path(address.path), self._access)
                 self._sockets.append((Path(address.path), inode))
                 server = await asyncio.start_unix_server(self._serve, sock=sock, limit=READ_BYTES, backlog=BACKLOG)
                 self.bound.append(address)
@@ -188,7 +243,7 @@ class HttpServer:
         except OSError as error:
             reason = error.strerror or str(error)
             remedy = "Is another agent running? Otherwise choose another address, or end what listens there (ss -ltnp)."
-            raise ConfigError(f"cannot listen on {address}: {reason}", key="health.listen", remedy=remedy) from None
+            raise ConfigError(f"cannot listen on {address}: {reason}", key=self._key, remedy=remedy) from None
         self._servers.append(server)
 
     async def close(self) -> None:
@@ -253,7 +308,8 @@ class HttpServer:
         method, target = head.method.decode("latin-1"), head.target.decode("latin-1")
         try:
             route = self._route(method, _path(target), headers)
-            request = Request(method, target, headers, connection.body(route.body_bytes_max))
+            chunks = connection.body(route.body_bytes_max)
+            request = Request(method, target, headers, chunks, is_local=connection.is_local())
             if int(headers.get("content-length", "0")) > route.body_bytes_max:
                 return _too_large(route.body_bytes_max).response()
             limit_s = route.request_s_max or self._limits.request_s_max
@@ -277,9 +333,10 @@ class HttpServer:
         host = headers.get("host", "")
         if not self._any_host and host and not _is_here(host):
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, f"this is not {host[:80]}; ask 127.0.0.1 or localhost")
-        methods = self._routes.get(path)
-        if methods is None:
-            raise Refused(HTTPStatus.NOT_FOUND, f"there is nothing here; there is {', '.join(sorted(self._routes))}")
+        methods = self._routes.get(path) or self._mounts.at(path)
+        if not methods:
+            known = ", ".join(sorted({*self._routes, *self._mounts.paths()}))
+            raise Refused(HTTPStatus.NOT_FOUND, f"there is nothing here; there is {known}")
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:
             allowed = sorted({*methods, *(("HEAD",) if "GET" in methods else ())})
@@ -301,6 +358,7 @@ def _path(target: str) -> str:
         return target
 
 
+@lru_cache(maxsize=256)
 def _is_here(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     name = name.strip("[]").lower()
@@ -309,19 +367,32 @@ def _is_here(host: str) -> bool:
     return name == "localhost"
 
 
-def _unix_socket(path: Path) -> tuple[socket.socket, int]:
+def _unix_socket(path: Path, access: SocketAccess) -> tuple[socket.socket, int]:
     """A listening socket, in place of one that a dead process left, and its inode. Raises OSError where a living one has it."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             _remove_dead(path)
         sock.bind(str(path))
-        path.chmod(SOCKET_MODE)
+        _give(path, access.group)
+        path.chmod(access.mode)
         sock.listen(BACKLOG)
         return sock, path.stat().st_ino
     except OSError:
         sock.close()
         raise
+
+
+def _give(path: Path, group: int | None) -> None:
+    if group is None:
+        return
+    try:
+        os.chown(path, -1, group)
+    except OSError as error:
+        path.unlink()
+        # systemd's filter of system calls answers with the same error as the kernel.
+        text = f"it cannot be given to its group ({error.strerror}): the agent's user must be in it, and its unit must allow chown"
+        raise OSError(error.errno, text) from None
 
 
 def _remove_dead(path: Path) -> None:
@@ -354,6 +425,11 @@ class _Connection:
             while self._http.their_state is h11.SEND_BODY and isinstance(self._http.next_event(), h11.EndOfMessage):
                 pass
         return self._http.their_state is h11.DONE
+
+    def is_local(self) -> bool:
+        """Whether it came in by an address that only this computer reaches."""
+        address = self._writer.get_extra_info("sockname")
+        return not isinstance(address, tuple) or _is_loopback(str(address[0]))
 
     def abort(self) -> None:
         """Cut it, with whatever the kernel still holds for it."""
@@ -454,13 +530,14 @@ class _Connection:
         ]
         if not self.request_is_whole():
             headers.append(("Connection", "close"))
-        await self._write(h11.Response(status_code=response.status, headers=headers))
+        events: list[Any] = [h11.Response(status_code=response.status, headers=headers)]
         if response.body and (head is None or head.method != b"HEAD"):
-            await self._write(h11.Data(data=response.body))
-        await self._write(h11.EndOfMessage())
+            events.append(h11.Data(data=response.body))
+        await self._write(*events, h11.EndOfMessage())
 
-    async def _write(self, event: Any) -> None:
-        data = self._http.send(event)
+    async def _write(self, *events: Any) -> None:
+        """Write them at once."""
+        data = b"".join([self._http.send(event) or b"" for event in events])
         if data:
             self._writer.write(data)
             await self._writer.drain()

@@ -71,6 +71,12 @@ def render(status: Status, now_us: int) -> str:
             page.add(f"handler_{_unit(field, kind)}", kind, meaning, getattr(handler, field), labels)
         page.add("handler_failed", "gauge", "1 where it was set aside for a defect", handler.error is not None, labels)
         page.add_time("handler_last_evaluated", "When it last looked at events", handler.last_evaluated_us, labels)
+    for name, action in status.actions.items():
+        labels = {"action": name, "type": action.type}
+        page.add("action_waiting", "gauge", "Alerts that wait for the action", action.waiting, labels)
+        for ending in ("done", "failed", "timeout", "dropped", "unknown"):
+            ended = {**labels, "ending": ending}
+            page.add("actions_total", "counter", "Alerts by how their action ended", getattr(action, ending), ended)
     return page.text()
 
 
@@ -90,6 +96,7 @@ def _sources(page: "_Page", status: Status) -> None:
         for field, kind, meaning in _SOURCE:
             page.add(f"source_{_unit(field, kind)}", kind, meaning, getattr(source, field), labels)
         page.add("source_connected", "gauge", "1 while its other side is reached", source.connected, labels)
+        page.add("source_silent_seconds", "gauge", "Since its last event, or its start", source.silent_s, labels)
         page.add("source_troubles", "gauge", "Parts that do not work now", len(source.trouble), labels)
         for state in dict.fromkeys((*SOURCE_STATES, source.state)):
             here = source.state == state

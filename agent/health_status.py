@@ -41,6 +41,8 @@ class SourceStatus(Struct, kw_only=True):
     gaps: int = 0
     restarts: int = 0
     last_event_us: int | None = None
+    silent_s: float = 0.0
+    """Since its last event; since its start, where there was none."""
     last_error: str | None = None
     last_error_us: int | None = None
     trouble: dict[str, str] = {}
@@ -100,6 +102,20 @@ class HandlerStatus(Struct, kw_only=True):
     error: str | None = None
 
 
+class ActionStatus(Struct, kw_only=True):
+    """One local action: alerts that wait for it, and how it ended. `dropped`: left out; `last_error`: None after one that was done."""
+
+    type: str
+    waiting: int = 0
+    done: int = 0
+    failed: int = 0
+    timeout: int = 0
+    dropped: int = 0
+    unknown: int = 0
+    last_us: int | None = None
+    last_error: str | None = None
+
+
 class Status(Struct, kw_only=True):
     """All of it."""
 
@@ -108,4 +124,5 @@ class Status(Struct, kw_only=True):
     buffer: BufferStatus
     sync: SyncStatus
     handlers: dict[str, HandlerStatus]
+    actions: dict[str, ActionStatus] = {}
     alerts: int = 0

@@ -5,15 +5,17 @@
     system.clock.stepped                                                          wall clock against the monotonic one
     agent.buffer.pressure, system.disk.pressure                                   before anything has to be given up
     agent.contact.lost, agent.contact.restored                                    the collector has not answered for long
+    security.certificate.expiring, security.certificate.invalid                   30 days before a certificate of ours ends, and after
 
 Each pressure is told once when it begins, and again only after it was gone (hysteresis).
 """
 
 import asyncio
 import hashlib
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 from agent.buffer import Buffer
 from agent.component import Cursor, now_us
+from agent.expiry import WARN_DAYS, ends_soonest
 from agent.pipeline import Pipeline
 from agent.wire.event import Event
 
@@ -34,6 +37,7 @@ CLOCK_STEP_S_MIN = 2.0
 PRESSURE_FROM, PRESSURE_UNTIL = 0.8, 0.6
 DISK_AGAIN = 1.25
 CONTACT_LOST_S = 900.0
+EXPIRY_EVERY_S = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +106,19 @@ def configuration_changed(before: str | None, after: str | None, problem: str | 
 class Host:
     """Watches the computer and tells what it sees. `watch` runs for ever."""
 
-    def __init__(self, pipeline: Pipeline, buffer: Buffer, last_contact: Callable[[], float]) -> None:
-        """`last_contact`: monotonic seconds of the collector's last answer, or of the start."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        buffer: Buffer,
+        last_contact: Callable[[], float],
+        certificates: Callable[[], Iterable[tuple[str, Path]]] = tuple,
+    ) -> None:
+        """`last_contact`: monotonic seconds of the collector's last answer, or of the start. `certificates`: key and file of each."""
         self._pipeline = pipeline
         self._buffer = buffer
         self._last_contact = last_contact
+        self._certificates = certificates
+        self._expiry_at = -EXPIRY_EVERY_S
         self._told: set[str] = set()
         self._offset_s = _wall_offset_s()
         self._disk_at = 0.0
@@ -117,7 +129,7 @@ class Host:
         """Look about once a second."""
         while True:
             await asyncio.sleep(WATCH_S)
-            events = [*self._clock(), *self._pressure(), *self._contact()]
+            events = [*self._clock(), *self._pressure(), *self._contact(), *await self._expiry()]
             if events:
                 await self._pipeline.store(events)
             self.oldest_us = await self._buffer.oldest_us() if self._buffer.pending_events else None
@@ -172,6 +184,26 @@ class Host:
         if lost and "contact" not in self._told:
             return [host_event("agent.contact.restored", "the collector answers again", outcome="success")]
         return []
+
+    async def _expiry(self) -> list[Event]:
+        """Certificates that end soon or have ended; each is told once before and once after its end."""
+        if time.monotonic() - self._expiry_at < EXPIRY_EVERY_S:
+            return []
+        self._expiry_at = time.monotonic()
+        ends = await asyncio.to_thread(lambda: [(key, path, ends_soonest(path)) for key, path in self._certificates()])
+        events = []
+        for key, path, end in ends:
+            days = (end.timestamp() - time.time()) / 86_400 if end is not None else math.inf
+            name = f"{'over' if days < 0 else 'soon'} {path} {end}"
+            if self._begins(name, days <= WARN_DAYS, days > WARN_DAYS):
+                kind = "security.certificate.invalid" if days < 0 else "security.certificate.expiring"
+                text = "has expired" if days < 0 else f"expires in {days:.0f} days"
+                events.append(
+                    host_event(
+                        kind, f"a certificate in {path} {text} ({key})", whose="own", key=key, days=round(days, 1)
+                    )
+                )
+        return events
 
     def _begins(self, name: str, on: bool, off: bool) -> bool:  # noqa: FBT001 (two thresholds, named by their parameters)
         if name in self._told:

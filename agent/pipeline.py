@@ -8,12 +8,15 @@ A source that fails costs only itself. Its trouble is an event when it begins an
 import asyncio
 import logging
 import random
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from agent.buffer import Buffer
 from agent.component import ConfigError, Cursor, NotConnected, Report, Source, State, now_us
@@ -54,6 +57,30 @@ class Engine(Protocol):
         ...
 
 
+class Actions(Protocol):
+    """What the pipeline asks of local actions; agent.handlers.actions.Actions is it."""
+
+    def take(self, alerts: Sequence[Event]) -> State:
+        """What is to be done with these alerts, to be stored in their transaction."""
+        ...
+
+    def committed(self, kept: State) -> None:
+        """What `take` gave is durable: only now may anything be done."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """What became of them, by the name of the action."""
+        ...
+
+
+ACTIONS = "!actions"
+"""Under this name the buffer keeps what is to be done; no handler can be called so."""
+
+
+KIND, AT = "kind", "at"
+"""A source's cursor is kept with the kind of source that it is a position of."""
+
+
 class NoHandlers:
     """An engine without handlers."""
 
@@ -86,6 +113,8 @@ class SourceState:
     gaps: int = 0
     restarts: int = 0
     last_event_us: int | None = None
+    heard_s: float = field(default_factory=time.monotonic)
+    """When its last event was stored, or it was started, where there was none."""
     in_trouble: bool = False
 
 
@@ -96,8 +125,7 @@ class Pipeline:
         self.sources: dict[str, SourceState] = {}
         self.alerts = 0
         self.engine = engine
-        self.actions: Callable[[Sequence[Event]], None] | None = None
-        """Is told of every alert once it is durable."""
+        self.actions: Actions | None = None
         self._buffer = buffer
         self._open = asyncio.Event()
         self._open.set()
@@ -112,8 +140,7 @@ class Pipeline:
             alerts = self.engine.handle((), now_us())
             changes = self.engine.changes()
             if alerts or changes:
-                await self._buffer.append(alerts, states=changes)
-                self._note_alerts(alerts)
+                await self._append(alerts, alerts, changes)
 
     async def exchange(self, engine: Engine | NoHandlers) -> None:
         """Go on with other handlers. What the old ones knew is handed over by way of the buffer; no event passes meanwhile."""
@@ -147,18 +174,30 @@ class Pipeline:
         """End all sources at once."""
         await asyncio.gather(*(self.stop(name) for name in list(self._tasks)))
 
-    async def store(self, events: Sequence[Event], source: str | None = None, cursor: Cursor | None = None) -> None:
+    async def store(
+        self, events: Sequence[Event], source: str | None = None, cursor: Cursor | msgspec.Raw | None = None
+    ) -> None:
         """Handlers first, then everything in one transaction. Returns when it is durable."""
         if not self._open.is_set():
             await self._open.wait()
         alerts = self.engine.handle(events, now_us()) if events else []
-        await self._buffer.append([*events, *alerts] if alerts else events, source, cursor, self.engine.changes())
-        self._note_alerts(alerts)
+        changes = self.engine.changes()
+        await self._append([*events, *alerts] if alerts else events, alerts, changes, source, cursor)
 
-    def _note_alerts(self, alerts: Sequence[Event]) -> None:
+    async def _append(
+        self,
+        events: Sequence[Event],
+        alerts: Sequence[Event],
+        changes: Mapping[str, State],
+        source: str | None = None,
+        cursor: Cursor | msgspec.Raw | None = None,
+    ) -> None:
+        actions = self.actions
+        kept = actions.take(alerts) if alerts and actions is not None else {}
+        await self._buffer.append(events, source, cursor, {**changes, ACTIONS: kept} if kept else changes)
         self.alerts += len(alerts)
-        if alerts and self.actions is not None:
-            self.actions(alerts)
+        if kept and actions is not None:
+            actions.committed(kept)
 
     async def _run(self, source: Source, state: SourceState) -> None:
         loop = asyncio.get_running_loop()
@@ -181,26 +220,34 @@ class Pipeline:
             state.restarts += 1
 
     async def _read(self, source: Source, state: SourceState) -> None:
-        cursor = await self._buffer.cursor(state.name)
+        cursor = _own(await self._buffer.cursor(state.name), state)
         state.state = "starting" if cursor is None else "running"
         storing: deque[asyncio.Task[None]] = deque()
         try:
             async with aclosing(source.batches(cursor)) as batches:  # type: ignore[type-var]
                 async for events, after in batches:
-                    storing.append(asyncio.create_task(self._store(state, events, after)))
+                    # Written down now: the source reads on meanwhile, and changes what its cursor is made of.
+                    position = (
+                        None if after is None else msgspec.Raw(msgspec.json.encode({KIND: state.kind, AT: after}))
+                    )
+                    storing.append(asyncio.create_task(self._store(state, events, position)))
                     # A rereadable source parses its next batch while these are being written and stored.
                     while len(storing) > (STORING_MAX if source.rereadable else 0):
-                        await storing.popleft()
+                        # A stop does not tear it off: whoever reads the cursor next is to find what was yielded here in it.
+                        await asyncio.shield(storing[0])
+                        storing.popleft()
         finally:
-            for task in storing:
-                await task
+            ended = await asyncio.gather(*storing, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
 
-    async def _store(self, state: SourceState, events: list[Event], cursor: Cursor | None) -> None:
+    async def _store(self, state: SourceState, events: list[Event], cursor: msgspec.Raw | None) -> None:
         await self.store(events, state.name, cursor)
         state.state = "running"
         if events:
             state.events += len(events)
-            state.last_event_us = now_us()
+            state.last_event_us, state.heard_s = now_us(), time.monotonic()
             state.gaps += sum(event.type == "collection.gap" for event in events)
         if state.in_trouble and not state.report.trouble:
             state.in_trouble = False
@@ -215,6 +262,19 @@ class Pipeline:
             state.in_trouble = True
             log.warning("source %s: %s", state.name, text)
             await self.store([_say(state, "agent.source.trouble", f"source {state.name}: {text}", "failure")])
+
+
+def _own(kept: Cursor | None, state: SourceState) -> Cursor | None:
+    """The cursor, where a source of this kind left it: one that was another kind before under this name begins as if new."""
+    if kept is None:
+        return None
+    if kept.get(KIND) != state.kind:
+        log.warning(
+            "source %s was of type %s and is of type %s now: it begins anew", state.name, kept.get(KIND), state.kind
+        )
+        return None
+    at: Cursor = kept[AT]
+    return at
 
 
 def _say(state: SourceState, type_: str, message: str, outcome: str) -> Event:

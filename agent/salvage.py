@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import msgspec
+from msgspec import Struct
 
 from agent.component import now_us
 from agent.streams import META, Batch, Row, Stream, advance, insert, make_gap, transaction
@@ -50,13 +52,80 @@ def is_sound(path: Path) -> bool:
         return False
 
 
-def set_aside(path: Path) -> Path:
-    """Rename the file with its -wal and -shm; the new name is returned."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(3).hex()}")
+def began(path: Path) -> bool:
+    """Whether a buffer was made at this path before. `note_made` says so."""
+    return _made(path).exists()
+
+
+def note_made(path: Path) -> None:
+    """Note that there is a buffer now, so that its disappearance is noticed."""
+    _made(path).touch()
+
+
+def _made(path: Path) -> Path:
+    return path.with_name(f"{path.name}.made")
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.recovering")
+
+
+class Task(Struct, frozen=True):
+    """A recovery that began and did not end: kept in a file, so that a kill in its middle makes it begin again, and be declared."""
+
+    why: str
+    aside: str | None
+    """Name of the damaged file; None: there is none, the buffer is gone."""
+
+
+def begin(path: Path, why: str, *, gone: bool = False) -> None:
+    """Note the task, and rename the damaged file with its -wal and -shm."""
+    name = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
+    _write_durably(_marker(path), msgspec.json.encode(Task(why, None if gone else name)))
+    if not gone:
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(path.with_name(name + suffix))
+
+
+def unfinished(path: Path) -> Task | None:
+    """The task that is under way at this path. What a killed one left of the new file is removed: it held nothing but copies."""
+    try:
+        task = msgspec.json.decode(_marker(path).read_bytes(), type=Task)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError):
+        # Cut short by the power: nothing was renamed before it was durable.
+        finish(path)
+        return None
+    if task.aside is not None and not path.with_name(task.aside).exists():
+        # Killed before the renaming: the file stands where it stood, and whatever is wrong with it will be found again. Its -wal may
+        # have been renamed already: back with it.
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                path.with_name(task.aside + suffix).rename(path.with_name(path.name + suffix))
+        finish(path)
+        return None
     for suffix in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    return aside
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return task
+
+
+def finish(path: Path) -> None:
+    """The task is done, and declared."""
+    _marker(path).unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, body: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 async def bring_over(aside: Path, db: aiosqlite.Connection, agent: str) -> Found:
@@ -82,12 +151,12 @@ async def bring_over(aside: Path, db: aiosqlite.Connection, agent: str) -> Found
     return found
 
 
-def declare(aside: Path, why: str, found: Found) -> list[Event]:
+def declare(task: Task, found: Found) -> list[Event]:
     """The events that tell of it: one that says what happened, one gap for what is unknown."""
     now = now_us()
     detail = {
-        "file": aside.name,
-        "why": why,
+        "file": task.aside,
+        "why": task.why,
         "batches_saved": found.batches,
         "events_saved": found.events,
         "holes": found.holes,
@@ -95,15 +164,14 @@ def declare(aside: Path, why: str, found: Found) -> list[Event]:
         "unreadable": found.unreadable[:20],
     }
     told = Event(now, now, "agent.buffer.recovered", "buffer", outcome="failure", data=detail)
-    told.message = f"the buffer file was damaged and set aside as {aside.name}; {found.events} events of it were saved"
-    gap = Event(
-        now,
-        now,
-        "collection.gap",
-        "buffer",
-        data={"reason": "the buffer file was damaged", "events": None, "file": aside.name},
-    )
-    gap.message = "an unknown number of events were lost with a damaged buffer file"
+    reason = "the buffer file was damaged" if task.aside else "the buffer file was gone"
+    gap = Event(now, now, "collection.gap", "buffer", data={"reason": reason, "events": None, "file": task.aside})
+    if task.aside:
+        told.message = f"{reason} and set aside as {task.aside}; {found.events} events of it were saved"
+        gap.message = "an unknown number of events were lost with a damaged buffer file"
+    else:
+        told.message = f"{reason}: {task.why}. A new one was made"
+        gap.message = "an unknown number of events were lost with the buffer file"
     return [told, gap]
 
 

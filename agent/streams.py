@@ -4,8 +4,9 @@ Invariant: the rows of a stream between `acked_no` and `next_no` cover every num
 `link` of the row before it. A row is a batch, or a gap that stands for several numbers. Every function here keeps that, in one
 transaction of its own or in the caller's.
 
-A gap's `counts` is the JSON list of the events in each batch that it stands for (null where unknown), so that it can be cut exactly when it
-turns out that the centre had some of those batches (they were sent, the answer was lost, then they were evicted).
+A gap's `counts` (JSON) keeps the events in each batch that it stands for, so that it can be cut exactly when it turns out that the centre
+had some of those batches (they were sent, the answer was lost, then they were evicted); and the beginning of each one's hash, so that it
+is not cut when the centre's batches under these numbers are others (this file is an old copy of the one that sent them).
 """
 
 import sqlite3
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 import msgspec
+from msgspec import Struct
 
 from agent.component import now_us
 from agent.wire.batch import (
@@ -36,6 +38,9 @@ R = TypeVar("R")
 
 COUNTS_MAX = 65_536
 """Batches that a gap keeps single counts for. A longer gap keeps its sum alone."""
+LINKS_MAX = 2_048
+"""Batches of a gap whose hashes it remembers, the oldest: far more than can be on their way at once."""
+LINK_CHARS = 8
 GAP_BYTES = 900
 """A gap takes about this much; an eviction that frees less is not worth it."""
 
@@ -64,6 +69,13 @@ class Stream:
     pending_bytes: int
 
 
+class Counts(Struct, frozen=True, omit_defaults=True):
+    """What a gap knows of the batches that it stands for. `events`: of each, or their sum alone; None: unknown."""
+
+    events: list[int] | None = None
+    links: str = ""
+
+
 class Row(NamedTuple):
     """A row of `batches` without its frame. `link` is what the next row's `prev` has to be."""
 
@@ -80,8 +92,20 @@ class Row(NamedTuple):
         """Events lost when this row goes, one a number; [None] where a gap does not know."""
         if self.counts is None:
             return [self.events]
-        counts: list[int] | None = msgspec.json.decode(self.counts)
-        return [None] if counts is None else list(counts)
+        events = msgspec.json.decode(self.counts, type=Counts).events
+        return [None] if events is None else list(events)
+
+    def links(self) -> str:
+        """The beginnings of the hashes of the batches that this row stands for, LINK_CHARS of each, as far as they are known."""
+        if self.counts is None:
+            return self.link[:LINK_CHARS]
+        return msgspec.json.decode(self.counts, type=Counts).links
+
+    def follows(self, expected: int, head: str) -> bool | None:
+        """Whether the batch before number `expected` of this gap had the hash `head`; None: it is not known any more."""
+        end = (expected - self.no) * LINK_CHARS
+        links = self.links()
+        return links[end - LINK_CHARS : end] == head[:LINK_CHARS] if end <= len(links) else None
 
 
 @dataclass(slots=True)
@@ -204,6 +228,7 @@ def make_gap(
     lost: Sequence[int | None],
     observed: tuple[int, int],
     reason: str,
+    links: str = "",
 ) -> Batch:
     """The gap batch that stands for `no … through`, whose neighbours are `prev` and `link`.
 
@@ -239,12 +264,9 @@ def make_gap(
         gap=GapRange(through, link),
     )
     exact = not unknown and len(known) == through - no + 1 and len(known) <= COUNTS_MAX
-    counts: object = known if exact else None
-    if (
-        not exact and not unknown
-    ):  # too long for single counts: the sum stays in the event, and in `counts` as one figure
-        counts = [sum(known)]
-    return Batch(sealed, observed[0], msgspec.json.encode(counts))
+    # Too long for single counts: the sum stays in the event, and here as one figure.
+    events = None if unknown else known if exact else [sum(known)]
+    return Batch(sealed, observed[0], msgspec.json.encode(Counts(events, links)))
 
 
 async def replace(db: aiosqlite.Connection, agent: str, stream: Stream, gone: Sequence[Row], reason: str) -> int:
@@ -261,8 +283,20 @@ async def replace(db: aiosqlite.Connection, agent: str, stream: Stream, gone: Se
         lost=lost,
         observed=observed,
         reason=reason,
+        links=_links(gone),
     )
     return await _swap(db, stream, gone, gap)
+
+
+def _links(gone: Sequence[Row]) -> str:
+    """The hashes of neighbouring rows, up to the first that does not know its own."""
+    links, known = "", 0
+    for row in gone:
+        if len(links) != known * LINK_CHARS or known >= LINKS_MAX:
+            break
+        links += row.links()
+        known += row.through - row.no + 1
+    return links[: LINKS_MAX * LINK_CHARS]
 
 
 async def _swap(db: aiosqlite.Connection, stream: Stream, gone: Sequence[Row], gap: Batch) -> int:
@@ -283,8 +317,13 @@ async def _swap(db: aiosqlite.Connection, stream: Stream, gone: Sequence[Row], g
     return -size
 
 
-async def cut(db: aiosqlite.Connection, agent: str, stream: Stream, gap: Row, expected: int, head: str) -> None:
-    """The centre has the first part of this gap's batches: declare only `expected … through`, behind the hash `head`."""
+async def cut(db: aiosqlite.Connection, agent: str, stream: Stream, gap: Row, expected: int, head: str) -> bool:
+    """The centre has the first part of this gap's batches: declare only `expected … through`, behind the hash `head`.
+
+    False, and nothing is changed: what the centre has under these numbers is something else.
+    """
+    if gap.follows(expected, head) is False:
+        return False
     counts = gap.lost()
     single = len(counts) == gap.through - gap.no + 1
     rest = counts[expected - gap.no :] if single else [None]
@@ -298,8 +337,10 @@ async def cut(db: aiosqlite.Connection, agent: str, stream: Stream, gap: Row, ex
         lost=rest,
         observed=(gap.observed, now_us()),
         reason="evicted from a full buffer",
+        links=gap.links()[(expected - gap.no) * LINK_CHARS :],
     )
     await _swap(db, stream, [gap], smaller)
+    return True
 
 
 async def rewind(db: aiosqlite.Connection, agent: str, stream: Stream, expected: int, head: str) -> None:
@@ -329,17 +370,15 @@ async def restream(db: aiosqlite.Connection, agent: str, old: Stream, new: Strea
     """
     end = old.next_no if below is None else below
     while True:
-        sql = (
-            "SELECT no, observed, frame FROM batches WHERE stream = ? AND no > ? AND through < ? ORDER BY no LIMIT 256"
-        )
+        sql = f"SELECT {META}, frame FROM batches WHERE stream = ? AND no > ? AND through < ? ORDER BY no LIMIT 256"
         found = await fetch(db, sql, old.id, old.acked_no, end)
         if not found:
             break
         no, prev, moved = new.next_no, new.last_hash, []
-        for _, observed, wire in found:
-            moved.append(_renumber(read_frame(wire), agent, new, no, prev, observed))
+        for *meta, wire in found:
+            moved.append(_renumber(read_frame(wire), agent, new, no, prev, Row(*meta)))
             no, prev = no + 1, moved[-1].sealed.hash
-        events, size = sum(b.sealed.header.events for b in moved), sum(len(row[2]) for row in found)
+        events, size = sum(b.sealed.header.events for b in moved), sum(len(row[-1]) for row in found)
         async with transaction(db):
             await insert(db, new, moved)
             await db.execute(
@@ -357,16 +396,23 @@ async def restream(db: aiosqlite.Connection, agent: str, old: Stream, new: Strea
         old.acked_no = below - 1
 
 
-def _renumber(frame: Frame, agent: str, stream: Stream, no: int, prev: str, observed: int) -> Batch:
-    # The same events under another number: header anew, sections as they are. A gap becomes the event that declares it.
+def _renumber(frame: Frame, agent: str, stream: Stream, no: int, prev: str, row: Row) -> Batch:
+    # The same events under another number: header anew, sections as they are. A gap becomes the event that declares it, and still
+    # counts what it declares: should it have to go, that is what is lost.
     old = frame.header
     header = Header(
         agent, stream.buffer, stream.lane, no, prev, old.sealed, old.events, old.core_bytes, old.core_sha256
     )
     header_bytes = msgspec.json.encode(header)
-    return Batch(
-        Sealed(header, assemble(header_bytes, frame.core_z, frame.personal_z), hash_of(header_bytes)), observed
-    )
+    sealed = Sealed(header, assemble(header_bytes, frame.core_z, frame.personal_z), hash_of(header_bytes))
+    counts = None
+    if row.counts is not None:
+        lost = row.lost()
+        known = [n for n in lost if n is not None]
+        counts = msgspec.json.encode(
+            Counts([sum(known)] if len(known) == len(lost) else None, sealed.hash[:LINK_CHARS])
+        )
+    return Batch(sealed, row.observed, counts)
 
 
 def is_waiting_matter(error: sqlite3.Error) -> bool:

@@ -42,8 +42,11 @@ class SyncConfig:
     """[sync]
 
     url                   the collector, https://host:port
-    ca_file               certificate authority to trust for it (PEM); none: the system's
-    key_file              file with the agent's API key
+    ca_file               certificate authority to trust for it (PEM), and nobody else; none: the one that came with the enrolment
+    system_ca             trust whom the operating system trusts, as well
+    certificate_file      client certificate (PEM), where a proxy in front of the collector asks for one
+    certificate_key_file  its private key
+    key_file              file with an API key, for an agent that is not enrolled
     batch_bytes_max       bytes of batches in one request
     rate_bytes_per_s_max  0: no limit
     timeout_s             of one request, its answer included
@@ -53,6 +56,9 @@ class SyncConfig:
 
     url: str
     ca_file: str | None = None
+    system_ca: bool = False
+    certificate_file: str | None = None
+    certificate_key_file: str | None = None
     key_file: str | None = None
     batch_bytes_max: Annotated[int, Ge(16_384)] = 1_048_576
     rate_bytes_per_s_max: Annotated[int, Ge(0)] = 0
@@ -61,10 +67,12 @@ class SyncConfig:
     allow_plaintext: bool = False
 
     def __post_init__(self) -> None:
+        if (self.certificate_file is None) != (self.certificate_key_file is None):
+            raise ValueError("certificate_file and certificate_key_file belong together: give both, or neither")
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url {self.url!r} is no collector's address; write https://host:port")
-        if parts.scheme == "http" and not self.allow_plaintext and not _is_loopback(parts.hostname):
+        if parts.scheme == "http" and not self.allow_plaintext and not is_loopback(parts.hostname):
             raise ValueError(
                 "url is http:// to another computer: events would travel unprotected. Use https://, or set allow_plaintext = true"
             )
@@ -75,7 +83,8 @@ def _before(batches: list[Stored], refusal: Refusal) -> list[Stored]:
     return list(takewhile(lambda batch: (batch.buffer, batch.lane, batch.no) != place, batches))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this computer."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"

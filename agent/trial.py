@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from agent.component import ConfigError, now_us
+from agent.handlers.base import Peak
 from agent.handlers.engine import Engine
 from agent.parsers.base import Parser
 from agent.wire.event import Event
@@ -58,6 +59,38 @@ def play(
                 begin, now = index, max(now, event.time)
         if begin < len(batch):
             yield from _counted(engine.handle(batch[begin:], now), trial)
+
+
+class Near(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How near one key of a handler came to its bound, or how far it went beyond."""
+
+    reached: float
+    limit: float
+    time: int
+    key: dict[str, Any] = {}
+
+
+def explain(engine: Engine) -> None:
+    """Let the handlers remember how near each key comes; before `play`."""
+    for handler in engine.handlers.values():
+        handler.peaks = {}
+
+
+def nearest(engine: Engine, count: int | None = None) -> dict[str, list[Near]]:
+    """By handler what came nearest to its bound, the nearest first."""
+    found: dict[str, list[Near]] = {}
+    for name, handler in engine.handlers.items():
+        peaks = sorted((handler.peaks or {}).items(), key=lambda pair: -_share(pair[1]))[:count]
+        if peaks:
+            found[name] = [Near(p.reached, p.limit, p.at.time, handler.raiser.names(key)[0]) for key, p in peaks]
+    return found
+
+
+def _share(peak: Peak) -> float:
+    """How much of the way was gone; where both are negative (a lower limit) the nearer is the smaller."""
+    if not peak.limit or peak.limit < 0:
+        return peak.reached - peak.limit
+    return peak.reached / peak.limit
 
 
 def _counted(alerts: list[Event], trial: Trial) -> list[Event]:

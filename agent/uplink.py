@@ -7,16 +7,18 @@ once (TooLarge), wait (Unavailable). An answer that cannot be read is none: the 
 import json
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import zstandard
 from msgspec import Struct
 
-from agent.component import Ack, ConfigError, Refusal, TooLarge, Unavailable, now_us
+from agent.component import Ack, ConfigError, NotConnected, Refusal, TooLarge, Unavailable, now_us
+from agent.wire.signature import HEADER as SIGNATURE_HEADER
 
 # httpx brings a command line of its own where click is installed (with the collector, say), at 6 MB of memory that no agent has use for.
 _click = sys.modules.get("click")
@@ -32,6 +34,7 @@ RETRY_AFTER_S_MAX = 3_600.0
 REFUSED_KEY_WAIT_S = 30.0
 """A refused key needs a person: asking more often helps nobody."""
 ANSWER_BYTES_MAX = 1_048_576
+EXCHANGE_S_MAX = 30.0
 COMPRESS_BATCHES_MIN = 4
 """From so many batches on, the request is compressed as a whole too: the headers of small batches are much alike."""
 
@@ -59,50 +62,130 @@ class _Problem(Struct):
     head_hash: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Whom to trust, and who to be, on a TLS connection. TLS 1.3 and later."""
+
+    ca_file: str | None = None
+    """The authority; nobody else is trusted."""
+    system: bool = False
+    """Trust whom the operating system trusts, as well."""
+    certificate_file: str | None = None
+    """What a proxy in front of the collector may ask for."""
+    key_file: str | None = None
+    unknown: bool = False
+    """Trust anybody, to ask what is believed by other means. Nothing secret may go over it."""
+
+    def context(self) -> ssl.SSLContext:
+        """Raises ConfigError."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if self.unknown:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return context
+        # An authority that is pinned is the end of the chain, also where it did not sign itself.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        if self.ca_file is None and not self.system:
+            remedy = "Enrol the agent, which brings it along, or give the PEM file; system_ca = true trusts whom this computer trusts."
+            raise ConfigError("there is no authority to know the collector by", key="sync.ca_file", remedy=remedy)
+        try:
+            if self.ca_file is not None:
+                context.load_verify_locations(self.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            remedy = "Give the PEM file of the authority that signed the collector's certificate."
+            raise ConfigError(
+                f"{self.ca_file} is no certificate file: {error}", key="sync.ca_file", remedy=remedy
+            ) from None
+        if self.system:
+            context.load_default_certs()
+        if self.certificate_file is not None:
+            try:
+                context.load_cert_chain(self.certificate_file, self.key_file)
+            except (OSError, ssl.SSLError) as error:
+                text = f"{self.certificate_file} and its key cannot be used: {error}"
+                remedy = "Give a certificate in PEM and the key that belongs to it."
+                raise ConfigError(text, key="sync.certificate_file", remedy=remedy) from None
+        return context
+
+
+class Signer(Protocol):
+    """Proves who sends."""
+
+    def sign(self, agent_id: str, batches: Sequence[bytes], body: bytes, status: str, sent_us: int) -> str | None:
+        """The header; None where the agent is not enrolled. Raises ConfigError."""
+        ...
+
+
+async def exchange(method: str, url: str, tls: Tls, body: bytes | None = None) -> tuple[int, bytes]:
+    """One request that is none of batches: status and content. Raises NotConnected, ConfigError."""
+    context: ssl.SSLContext | bool = tls.context() if url.startswith("https") else False
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    try:
+        async with httpx.AsyncClient(verify=context, timeout=EXCHANGE_S_MAX, trust_env=False) as client:
+            response = await client.request(method, url, content=body, headers=headers)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError) as error:
+        raise NotConnected(f"{url}: {str(error) or type(error).__name__}") from None
+    if len(response.content) > ANSWER_BYTES_MAX:
+        raise NotConnected(f"{url} answered with {len(response.content)} bytes, which nothing asked for")
+    return response.status_code, response.content
+
+
 class HttpSink:
     """See the module. Cold until `send`; `close` ends the connection."""
 
-    def __init__(self, *, url: str, key_file: str | None, ca_file: str | None, timeout_s: float, version: str) -> None:
+    def __init__(
+        self,
+        *,
+        url: str,
+        key_file: str | None = None,
+        tls: Callable[[], Tls] = Tls,
+        timeout_s: float,
+        version: str,
+        agent_id: str = "",
+        signer: Signer | None = None,
+    ) -> None:
         self._url = f"{url.rstrip('/')}/v1/batches"
         self._key_file = key_file
-        self._ca_file = ca_file
+        self._tls = tls
+        self._agent_id = agent_id
+        self._signer = signer
         self._timeout_s = timeout_s
         self._version = version
         self._client: httpx.AsyncClient | None = None
+        self._proven = False
         self._compressor = zstandard.ZstdCompressor(level=1)
 
     async def send(self, batches: Sequence[bytes], status: Mapping[str, Any]) -> Ack:
         """See `Sink`. Raises ConfigError where the key or the certificate file cannot be read."""
         client = self._client or self._connect()
         body = b"".join(batches)
+        sent_us, said = now_us(), json.dumps(status, separators=(",", ":"))  # a header is ASCII
         headers = {
             "Content-Type": CONTENT_TYPE,
             "Linewarden-Version": self._version,
-            "Linewarden-Agent-Time": str(now_us()),
-            "Linewarden-Status": json.dumps(status, separators=(",", ":")),  # a header is ASCII
+            "Linewarden-Agent-Time": str(sent_us),
+            "Linewarden-Status": said,
         }
-        if self._key_file:
-            headers["Authorization"] = f"Bearer {_read_key(self._key_file)}"
         if len(batches) >= COMPRESS_BATCHES_MIN:
             body = self._compressor.compress(body)
             headers["Content-Encoding"] = "zstd"
+        signature = self._signer.sign(self._agent_id, batches, body, said, sent_us) if self._signer else None
+        if signature is not None:
+            headers[SIGNATURE_HEADER] = signature
+        elif self._key_file:
+            headers["Authorization"] = f"Bearer {_read_key(self._key_file)}"
+        self._proven = signature is not None
         try:
             response = await client.post(self._url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError) as error:
+            # With the next try the certificate file is read again: it may have been the trouble.
+            await self.close()
             raise Unavailable(f"{self._url}: {str(error) or type(error).__name__}") from None
         return self._sort(response)
 
     def _connect(self) -> httpx.AsyncClient:
-        verify: ssl.SSLContext | bool = False
-        try:
-            if self._url.startswith("https"):
-                verify = ssl.create_default_context(cafile=self._ca_file)
-                verify.minimum_version = ssl.TLSVersion.TLSv1_3
-        except (OSError, ssl.SSLError) as error:
-            remedy = "Give the PEM file of the authority that signed the collector's certificate."
-            raise ConfigError(
-                f"{self._ca_file} is no certificate file: {error}", key="sync.ca_file", remedy=remedy
-            ) from None
+        verify: ssl.SSLContext | bool = self._tls().context() if self._url.startswith("https") else False
         limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=300)
         # The environment's proxies are not ours: a station's events go where the configuration says and nowhere else.
         self._client = httpx.AsyncClient(verify=verify, timeout=self._timeout_s, limits=limits, trust_env=False)
@@ -125,8 +208,14 @@ class HttpSink:
         if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
             raise TooLarge(text)
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise Unavailable(f"{text}. Check the key in sync.key_file", REFUSED_KEY_WAIT_S)
+            # Signed, the collector's own text says what to do. Nothing is lost meanwhile: it waits in the buffer.
+            raise Unavailable(text if self._proven else f"{text}. {self._unproven()}", REFUSED_KEY_WAIT_S)
         raise Unavailable(text, _retry_after(response.headers.get("Retry-After")))
+
+    def _unproven(self) -> str:
+        if self._key_file:
+            return "Check the key in sync.key_file"
+        return "This agent is not enrolled: linewarden-agent enroll --collector URL --token TOKEN"
 
     async def close(self) -> None:
         """End the connection; the next `send` makes a new one."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds into dist/: the wheel, the source archive, and a bundle for computers without internet.
+# Builds into dist/: the wheel, the source archive, a bundle for computers without internet, and bills of materials (CycloneDX).
 #
 # The bundle holds the wheel, every package it needs for each Python in PYTHONS (checked against the hashes of the lock), the units,
 # and install.sh / uninstall.sh. It is made for this computer's processor (ARCH=aarch64 for another) and any Linux with glibc ≥ 2.28.
@@ -27,14 +27,13 @@ mkdir -p "$bundle/wheelhouse" "$bundle/systemd" "$bundle/etc"
 cp "$wheel" "$bundle/wheelhouse/"
 cp packaging/install.sh packaging/uninstall.sh packaging/agent.lock packaging/collector.lock LICENSE README.md CHANGELOG.md "$bundle/"
 cp packaging/*.example.toml "$bundle/etc/"
+cp -r packaging/proxy "$bundle/"
 cp systemd/*.service systemd/*.conf "$bundle/systemd/"
 
 for release in $PYTHONS; do
     say "packages for Python $release"
     for role in agent collector; do
-        # pip judges a condition such as python_full_version < '3.12' by the Python it runs on, not by the one asked for: left out, it
-        # brings a package more than needed, never one less. Those for Windows alone stay out.
-        sed "s/ ; python_full_version [^\\\\]*/ /" packaging/$role.lock >"$scratch/$role.txt"
+        "$python" packaging/pins.py packaging/$role.lock "$release" >"$scratch/$role.txt"
         "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary=:all: \
             --python-version "$release" --implementation cp --platform "manylinux_2_28_$ARCH" --platform "manylinux_2_17_$ARCH" \
             --platform "manylinux2014_$ARCH" --platform "manylinux_2_12_$ARCH" --platform "manylinux1_$ARCH" \
@@ -61,6 +60,20 @@ else
     for role in agent collector; do
         "$root/opt/linewarden/bin/linewarden-$role" --help >/dev/null
     done
+    # What is in it, with licences, for whoever asks (CycloneDX): read from the installation itself, not from what was meant.
+    for role in agent collector; do
+        "$python" -m cyclonedx_py environment --output-reproducible --of JSON -o "dist/linewarden-$version-$role.cdx.json" \
+            "$(readlink -f "$root/opt/linewarden/bin/linewarden-$role" | sed 's|/bin/[^/]*$|/bin/python|')" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; exit 1; }
+    done
+    say "bills of materials: linewarden-$version-agent.cdx.json, linewarden-$version-collector.cdx.json"
+    "$python" packaging/licences.py dist/linewarden-"$version"-*.cdx.json >"dist/linewarden-$version-licences.txt"
+    say "pins and licences: linewarden-$version-licences.txt"
+    # Known weaknesses are looked up where somebody may ask for them: a list of today is of no use tomorrow.
+    if "$python" -m pip_audit --version >/dev/null 2>&1; then
+        "$python" -m pip_audit --require-hashes --disable-pip -r packaging/agent.lock -r packaging/collector.lock && say "advisories: none" || say "advisories: see above"
+    else
+        say "advisories were not looked up: pip-audit is not installed here (pip install pip-audit, then again)"
+    fi
     "$scratch/try/$name/uninstall.sh" --root "$root" agent >/dev/null
     [ ! -e "$root/opt/linewarden/agent" ] && [ "$(cat "$root/var/lib/linewarden/state")" = kept ]
     say "tried: installs without an index, again over itself, runs, and goes; the state stays"

@@ -108,12 +108,12 @@ if [ -n "$fresh" ]; then
     echo "Next:"
     if [ "$role" = agent ]; then
         echo "  1. edit $config: the collector's address, and what to read"
-        echo "  2. put the agent's key into $root/etc/linewarden/agent.key (chown root:linewarden, chmod 640)"
+        echo "  2. linewarden-agent enroll --config $config --collector URL --token-file FILE   (linewarden-collector token create makes one)"
         echo "  3. linewarden-agent check --config $config"
     else
         echo "  1. edit $config: the database's address"
         echo "  2. linewarden-collector migrate --config $config"
-        echo "  3. linewarden-collector key create --help: a key for each agent and user"
+        echo "  3. linewarden-collector token create --help: a token for each agent; key create --help: a key for each user"
     fi
     echo "  4. systemctl enable --now linewarden-$role"
 fi

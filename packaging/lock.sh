@@ -3,7 +3,7 @@
 #
 #   requirements.lock         everything: what tests, checks and builds need
 #   requirements-demo.lock    what `make demo` needs
-#   packaging/agent.lock      what a station gets      (extras opcua, modbus)
+#   packaging/agent.lock      what a station gets      (extras opcua, modbus, sigma)
 #   packaging/collector.lock  what the centre gets     (extra collector)
 #
 # The smaller ones hold the same versions as the first. They name packages, versions and hashes for every platform and Python we
@@ -22,6 +22,6 @@ trap 'rm -f "$backend"' EXIT
 printf 'hatchling>=1.27,<2\neditables>=0.5\n' >"$backend"
 compile "$@" --all-extras --group dev pyproject.toml "$backend" -o requirements.lock
 compile --extra demo pyproject.toml "$backend" -c requirements.lock -o requirements-demo.lock
-compile --extra opcua --extra modbus pyproject.toml -c requirements.lock -o packaging/agent.lock
+compile --extra opcua --extra modbus --extra sigma pyproject.toml -c requirements.lock -o packaging/agent.lock
 compile --extra collector pyproject.toml -c requirements.lock -o packaging/collector.lock
 grep -c '==' requirements.lock requirements-demo.lock packaging/agent.lock packaging/collector.lock

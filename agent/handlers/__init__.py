@@ -2,8 +2,11 @@
 
 HANDLERS = {
     "absence": "agent.handlers.absence:AbsenceHandler",
+    "baseline": "agent.handlers.baseline:BaselineHandler",
+    "bound": "agent.handlers.bound:BoundHandler",
     "count": "agent.handlers.count:CountHandler",
     "drift": "agent.handlers.drift:DriftHandler",
+    "frozen": "agent.handlers.frozen:FrozenHandler",
     "limit": "agent.handlers.limit:LimitHandler",
     "multivariate": "agent.handlers.multivariate:MultivariateHandler",
     "novelty": "agent.handlers.novelty:NoveltyHandler",
@@ -11,6 +14,9 @@ HANDLERS = {
     "rate": "agent.handlers.rate:RateHandler",
     "ratio": "agent.handlers.ratio:RatioHandler",
     "schedule": "agent.handlers.schedule:ScheduleHandler",
+    "share": "agent.handlers.share:ShareHandler",
+    "sigma": "agent.handlers.sigma:SigmaHandler",
+    "together": "agent.handlers.together:TogetherHandler",
 }
 EXTRA: dict[str, str] = {"sigma": "sigma"}
 """Kinds whose library comes with an extra of the distribution."""

@@ -45,6 +45,8 @@ LEVELS = 4
 _FLOOD_KEY = "!flood"
 FLOOD_SAID_EVERY_US = 3_600 * SECOND_US
 BY_MAX = 8
+PEAKS_MAX = 10_000
+"""So many keys of a handler are told by `--explain`; those that came first."""
 
 Severity = Literal["informational", "low", "medium", "high", "critical", "fatal", 1, 2, 3, 4, 5, 6]
 SEVERITIES: dict[str | int, int] = {
@@ -63,13 +65,14 @@ class ConfigRaises:
     """The alert that a handler raises.
 
     `message` may hold {count} {limit} {window} {value} {unit} {key} {source} {src_ip} {target} {type} {host}; without one, the
-    handler finds its own words.
+    handler finds its own words. `details` stand in the data of every alert, such as the id of the rule that it comes from.
     """
 
     type: str
     severity: Severity = "high"
     technique: str | None = None
     message: str | None = None
+    details: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (
@@ -220,6 +223,22 @@ def key_of(by: tuple[str, ...]) -> Callable[[Event], Key]:
             return value if type(value) is str and len(value) <= KEY_CHARS_MAX and value.isascii() else key_value(value)
 
         return one
+    if len(gets) == 2:  # noqa: PLR2004  (source and target, as a signal has them)
+        left, right = gets
+
+        def two(event: Event) -> Key:
+            one_, other = left(event), right(event)
+            if (
+                type(one_) is str
+                and type(other) is str
+                and one_.isascii()
+                and other.isascii()
+                and len(one_) <= KEY_CHARS_MAX >= len(other)
+            ):
+                return one_, other
+            return key_value(one_), key_value(other)
+
+        return two
     return lambda event: tuple([key_value(get(event)) for get in gets])
 
 
@@ -439,7 +458,7 @@ class Raiser:
         raises = self.config.raises
         named, personal, actor = self.names(key)
         correlation = correlation or self.correlation(key, first, last)
-        data: dict[str, Any] = {"handler": self.name, "kind": self.kind}
+        data: dict[str, Any] = {"handler": self.name, "kind": self.kind, **raises.details}
         data.update((name, value) for name, value in details.items() if value is not None)
         if named:
             data["key"] = named
@@ -538,6 +557,10 @@ class Keyed(Generic[G]):
         """Whether the handler wants to see events of this type."""
         return self.where.can_match(type_)
 
+    def needs(self, type_: str) -> where.Needs:
+        """What an event of this type has in its data if the handler wants to see it; empty: perhaps nothing."""
+        return self.where.needs(type_)
+
     def handle(self, events: Sequence[Event], now_us: int) -> list[Event]:
         """See component.Handler."""
         alerts: list[Event] = []
@@ -602,8 +625,13 @@ class Keyed(Generic[G]):
                 self.tags.append((event, correlation))
 
     def near(self, key: Key, reached: float, limit: float, event: Event) -> None:
-        """Remember how near the key came to an alert."""
-        if self.peaks is not None and (key not in self.peaks or reached > self.peaks[key].reached):
+        """Remember how near the key came to an alert, or how far beyond."""
+        if self.peaks is None:
+            return
+        known = self.peaks.get(key)
+        if known is None and len(self.peaks) >= PEAKS_MAX:
+            return
+        if known is None or reached > known.reached:
             self.peaks[key] = Peak(reached, limit, cause(event))
 
     def _say_flooded(self, now_us: int, alerts: list[Event]) -> None:

@@ -1,6 +1,7 @@
 """The table of the built-in handlers: what each plant wants to hear of, why, which value to turn, and its ATT&CK for ICS technique.
 
-What is here has to be quiet on a quiet line: nothing that has to be told first what is usual for a machine.
+What is here has to be quiet on a quiet line. Most need to be told nothing of a machine. Those of _SIGNALS judge only points and nodes whose
+configuration says what they mean (`quantity`, `range`, `maintenance_at_h`), and learn what is usual; of all others they see nothing.
 """
 
 from typing import Any
@@ -9,7 +10,14 @@ HOUR_S, DAY_S = 3_600, 86_400
 
 
 def _rule(
-    kind: str, alert: str, severity: str, technique: str | None, message: str, why: str, tuning: str, **settings: Any
+    kind: str,
+    alert: str,
+    severity: str,
+    technique: str | None,
+    message: str | None,
+    why: str,
+    tuning: str,
+    **settings: Any,
 ) -> dict[str, Any]:
     raises = {"type": f"alert.{alert}", "severity": severity, "technique": technique, "message": message}
     return {"type": kind, **settings, "raises": raises, "why": why, "tuning": tuning}
@@ -177,7 +185,89 @@ _MACHINES = {
     ),
 }  # fmt: skip
 
+_ANALOGUE = (
+    "temperature", "vibration", "current", "pressure", "flow", "level", "speed", "power", "torque", "voltage", "humidity",
+)  # fmt: skip
+_SETPOINTS = "type in ['configuration.setpoint.changed', 'configuration.mode.changed']"
+
+
+def _of(*quantities: str, type_: str = "equipment.reading", setpoints: bool = True) -> str:
+    named = ", ".join(f"'{name}'" for name in (*quantities, "running"))
+    types = ", ".join(f"'{name}'" for name in dict.fromkeys((type_, "equipment.reading", "equipment.state.changed")))
+    readings = f"type in [{types}] and data.quantity in [{named}]"
+    return f"({readings}) or {_SETPOINTS}" if setpoints else readings
+
+
+_SIGNALS = {
+    "frozen_signal": _rule(
+        "frozen", "equipment.signal.frozen", "medium", "T0856", None,
+        "A sensor that is stuck, or a value that is played back: the screen shows a machine that is well.",
+        "for_s and factor, for signals that stand long by nature. Give the machine a point of quantity running: without one it takes"
+        " two other signals that go on, and a week of learning should have seen a weekend.",
+        where=_of(*_ANALOGUE, setpoints=False), for_s=1_800, factor=3, learn_s=7 * DAY_S,
+    ),
+    "out_of_range": _rule(
+        "bound", "equipment.signal.out_of_range", "high", "T0856", None,
+        "Where nothing can be measured, a wire is broken, a sensor dead, or somebody writes values.",
+        "range of the point, wide enough for what the sensor can show; dwell_s where single values are disturbed.",
+        where="type == 'equipment.reading' and data.range != null", range="data.range", cool_down_s=HOUR_S,
+    ),
+    "sensor_drift": _rule(
+        "baseline", "equipment.signal.drift", "medium", "T0832", None,
+        "One signal wanders off while all others stay: a sensor ages, or somebody moves it slowly enough for nobody to see.",
+        "Needs a point of quantity running, or a machine that stands and cools would be one that drifts. margin and parts; it is learned"
+        " from 48 hours of running under the same setpoints, learn_parts = 168 takes in a week.",
+        where=_of(*_ANALOGUE), part_s=HOUR_S, parts=6, learn_parts=48, floor=0.03, alone=True,
+    ),
+    "equipment_health": _rule(
+        "baseline", "equipment.health", "medium", "T0879", None,
+        "Heat, vibration and current rise before a machine fails, and when somebody drives it beyond what it can bear.",
+        "margin and floor, by how much the machine may vary; learn_parts is what is learned, 24 hours of running.",
+        where=_of("temperature", "vibration", "current", "power", "torque"), direction="up",
+        part_s=300, parts=3, learn_parts=288, floor=0.1,
+    ),
+    "maintenance_due": _rule(
+        "bound", "equipment.maintenance_due", "low", None, None,
+        "The hours are run, and what is worn fails when nobody is looking.",
+        "maintenance_at_h of the point; after maintenance the counter begins again, or the next one is written there.",
+        where="type == 'equipment.reading' and data.maintenance_at_h != null", reached="data.maintenance_at_h", cool_down_s=DAY_S,
+    ),
+    "cycle_time": _rule(
+        "baseline", "production.cycle_time", "medium", "T0831", None,
+        "A cycle that grows is wear; one that shrinks is somebody who leaves a step out.",
+        "floor, a share of the usual cycle; parts, how long it has to last.",
+        where=_of("cycle_time"), part_s=600, parts=3, learn_parts=36, floor=0.1, above_zero=True, cool_down_s=HOUR_S,
+    ),
+    "scrap_counters": _rule(
+        "share", "quality.scrap_share", "medium", "T0831", None,
+        "More parts are bad than this machine is used to, whatever the reason.",
+        "above is what is never told; factor, how far beyond the worst that was learned; window_parts, how many parts are judged together.",
+        where=_of("scrap_count", "good_count", "total_count", type_="equipment.counter"),
+        above=0.05, factor=2, window_parts=200, learn_windows=20,
+    ),
+}  # fmt: skip
+
+_RECIPE = "(data.kind == 'recipe' or target matches '(?i)recipe|rezept|receta|ricetta')"
+_EXPORT = "(?i)(export|upload|backup|save).{0,20}(recipe|rezept)|(recipe|rezept).{0,20}(export|upload|backup)"
+
 _DATA_AND_AGENT = {
+    "recipes_read": _rule(
+        "count", "data.recipes_read", "high", "T0811",
+        "{count} different recipes of {source} were read within {window}",
+        "An operator loads one recipe; whoever reads them all takes them along.",
+        "Raise at_least where a program reads all recipes by design, or leave it out by where.",
+        where=f"type in ['data.read', 'data.exported'] and {_RECIPE}", by=["source"], distinct="target", at_least=5,
+        within_s=600, cool_down_s=HOUR_S,
+    ),
+    "recipe_exported": _rule(
+        "count", "data.recipe_exported", "high", "T0882",
+        "a recipe left the system: {target} ({source})",
+        "Recipes are what a plant knows. Taking one out is seldom, and somebody's duty.",
+        "Leave out the program that backs recipes up, by where.",
+        where=f"(type == 'data.exported' and {_RECIPE}) or (type == 'equipment.method.called' and"
+        f" (target matches '{_EXPORT}' or data.method matches '{_EXPORT}'))",
+        by=["source", "target"], at_least=1, within_s=60, cool_down_s=HOUR_S,
+    ),
     "mass_reads": _rule(
         "rate", "data.mass_reads", "medium", "T0811",
         "{count} reads of data at {source} within {window}, more than is usual",
@@ -203,7 +293,7 @@ _DATA_AND_AGENT = {
         "Put it into off where a station is offline by design."),
 }  # fmt: skip
 
-BUILTIN: dict[str, dict[str, Any]] = {**_SIGN_INS, **_COMPUTER, **_MACHINES, **_DATA_AND_AGENT}
+BUILTIN: dict[str, dict[str, Any]] = {**_SIGN_INS, **_COMPUTER, **_MACHINES, **_SIGNALS, **_DATA_AND_AGENT}
 
 
 def document() -> str:
@@ -214,7 +304,10 @@ def document() -> str:
         "`[handlers.builtin.tune.login_burst]` takes any key of the handler's kind ([README](README.md)). A handler of yours with the same",
         "name takes the place of the built-in one.", "",
     ]  # fmt: skip
-    shown = ("at_least", "distinct", "within_s", "above", "learn_s", "part_s")
+    shown = (
+        "at_least", "distinct", "within_s", "above", "for_s", "factor", "window_parts", "learn_windows", "part_s", "parts",
+        "learn_parts", "learn_s", "range", "reached",
+    )  # fmt: skip
     for name, rule in BUILTIN.items():
         raises = rule["raises"]
         technique = f", {raises['technique']}" if raises["technique"] else ""

@@ -136,6 +136,17 @@ class Calendar:
             self._known = (minute, self._look(time_us))
         return self._known[1]
 
+    def minutes_to_edge(self, time_us: int, most: int) -> int:
+        """How many minutes lie between this one and the nearest that a window's beginning or end parts from it; `most` where none is near.
+
+        Looks at every minute, which is for `try --explain` and not for the way of an event.
+        """
+        here = self._look(time_us)
+        for minutes in range(1, most):
+            if any(self._look(time_us + way * minutes * MINUTE_US) is not here for way in (-1, 1)):
+                return minutes
+        return most
+
     def _look(self, time_us: int) -> bool:
         local = self.local(time_us)
         at = local.hour * 60 + local.minute

@@ -39,6 +39,8 @@ from agent.handlers.base import (
 from agent.wire.event import Event
 
 _time = itemgetter(0)
+DIGESTS_MAX = 1_024
+"""The digests of so many values are at hand, then they are found anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class CountHandler(Keyed[Window]):
         self._distinct = where.field(config.distinct) if config.distinct else None
         super().__init__(name, config, Window, idle_us=max(self._keep_us, self._cool_us), protect=False)
         self._touch = self.table.touch
+        self._digests: dict[str, bytes] = {}
 
     def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
         table = self.table
@@ -150,7 +153,16 @@ class CountHandler(Keyed[Window]):
     def _digest(self, event: Event) -> bytes:
         """Stands for a value in the state: that of a user name is as long as any other, and no name."""
         value = None if self._distinct is None else key_value(self._distinct(event))
-        return blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).digest()
+        # 1 and 1.0 would share a place: texts alone are remembered.
+        known = self._digests.get(value) if type(value) is str else None
+        if known is not None:
+            return known
+        digest = blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).digest()
+        if type(value) is str:
+            if len(self._digests) >= DIGESTS_MAX:
+                self._digests.clear()
+            self._digests[value] = digest
+        return digest
 
     def _add_value(self, event: Event, window: Window) -> Cause | None:
         """Count the value; the event that stands for the first of those that make up the burst."""
@@ -169,6 +181,7 @@ class CountHandler(Keyed[Window]):
         window.began = first
         window.total = self.config.at_least
         window.seen = []
+        self.near(key, window.total, self.config.at_least, event)
         self.table.advance(key, window, self.config.at_least + 1)
         self._raise(event, key, window, first, now_us, alerts, None)
 
@@ -181,6 +194,7 @@ class CountHandler(Keyed[Window]):
         if event.time > window.newest:  # noqa: PLR1730  (the path of every event of a flood: max() costs a call)
             window.newest = event.time
         self.stats.suppressed += 1
+        self.near(key, window.total, self.config.at_least, event)
         if event.correlation_id is None:
             self.tags.append((event, window.correlation))
         if (

@@ -9,7 +9,8 @@
     stats() -> dict[str, HandlerStats]
 
 Routing. For each type of event the handlers that can match it are found once (their `where` is decided for the type) and remembered,
-so that an event costs one look-up, and a handler never sees what cannot concern it. With no events (the pipeline's tick) each
+so that an event costs one look-up, and a handler never sees what cannot concern it. Those that need a key of data (most readings have no
+`quantity`) stand behind a gate: an event without the key costs them one look-up together. With no events (the pipeline's tick) each
 handler is called, since time has passed.
 
 Loops. Alerts are not seen by handlers, with one exception: a handler of kind `sequence` sees an alert if one of its steps names its
@@ -24,7 +25,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.component import ConfigError, Handler, load
 from agent.handlers import EXTRA, HANDLERS
@@ -72,12 +73,48 @@ class _Slot:
         self.sees_alerts = getattr(handler, "sees_alert", None)
 
 
+class _Gate(NamedTuple):
+    """Of one type and key of data: the handlers that want any value of it, and by text, all that want this one."""
+
+    key: str
+    any: tuple[_Slot, ...]
+    by_text: Mapping[str, tuple[_Slot, ...]]
+
+
+def _through(gates: tuple[_Gate, ...], event: Event) -> bool:
+    """Hand the event to the handlers whose gate it passes; whether there were any."""
+    data, passed = event.data, False
+    for key, slots, by_text in gates:
+        value = data.get(key)
+        if value is None:
+            continue
+        if type(value) is str:
+            slots = by_text.get(value, slots)  # noqa: PLW2901  (all that want any value are in it)
+        if slots:
+            passed = True
+            for slot in slots:
+                slot.pending.append(event)
+    return passed
+
+
+def _gates(wanted: Mapping[str, Sequence[tuple[_Slot, frozenset[str] | None]]]) -> tuple[_Gate, ...]:
+    gates = []
+    for key, wants in wanted.items():
+        texts = {text for _, values in wants for text in values or ()}
+        by_text = {
+            text: tuple(slot for slot, values in wants if values is None or text in values) for text in sorted(texts)
+        }
+        gates.append(_Gate(key, tuple(slot for slot, values in wants if values is None), by_text))
+    return tuple(gates)
+
+
 class Engine:
     """See the module."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._slots = [_Slot(name, handler) for name, handler in handlers.items()]
         self._routes: dict[str, tuple[_Slot, ...]] = {}
+        self._gates: dict[str, tuple[_Gate, ...]] = {}
         self._untold: list[Event] = []
         """What `changes` has to say: told with the next events."""
         self._now_us = 0
@@ -106,8 +143,9 @@ class Engine:
 
     def _route(self, events: Sequence[Event]) -> list[_Slot]:
         """Hand each event to the handlers that may match it; these, in the order of the configuration."""
-        routes, found = self._routes.get, self._find_route
+        routes, found, gates_of = self._routes.get, self._find_route, self._gates.get
         touched: dict[str, tuple[_Slot, ...]] = {}
+        gated = False
         for event in events:
             type_ = event.type
             slots = routes(type_)
@@ -117,6 +155,11 @@ class Engine:
                 touched[type_] = slots
                 for slot in slots:
                     slot.pending.append(event)
+            gates = gates_of(type_)
+            if gates is not None and _through(gates, event):
+                gated = True
+        if gated:
+            return [slot for slot in self._slots if slot.pending]
         if not touched:
             return []
         if len(touched) == 1:
@@ -125,11 +168,27 @@ class Engine:
 
     def _find_route(self, type_: str) -> tuple[_Slot, ...]:
         if len(self._routes) >= ROUTES_MAX:
-            self._routes.clear()
+            self._forget_routes()
         alive = [slot for slot in self._slots if slot.error is None]
-        route = () if type_.startswith("alert.") else tuple(slot for slot in alive if slot.handler.can_match(type_))
-        self._routes[type_] = route
-        return route
+        wanted = [] if type_.startswith("alert.") else [slot for slot in alive if slot.handler.can_match(type_)]
+        gates: dict[str, list[tuple[_Slot, frozenset[str] | None]]] = {}
+        route: list[_Slot] = []
+        for slot in wanted:
+            needs = slot.handler.needs(type_) if hasattr(slot.handler, "needs") else {}
+            if len(needs) == 1:
+                ((key, values),) = needs.items()
+                gates.setdefault(key, []).append((slot, values))
+            else:
+                # Of several keys an event might have more than one, and would come twice.
+                route.append(slot)
+        if gates:
+            self._gates[type_] = _gates(gates)
+        self._routes[type_] = tuple(route)
+        return self._routes[type_]
+
+    def _forget_routes(self) -> None:
+        self._routes.clear()
+        self._gates.clear()
 
     def _run(self, slots: Sequence[_Slot], now_us: int) -> list[Event]:
         alerts: list[Event] = []
@@ -170,7 +229,7 @@ class Engine:
 
     def _set_aside(self, slot: _Slot, error: Exception, now_us: int) -> Event:
         slot.error = f"{type(error).__name__}: {error}"[:500]
-        self._routes.clear()
+        self._forget_routes()
         log.error("handler %s was set aside: %s\n%s", slot.name, slot.error, traceback.format_exc())
         return Event(
             now_us,
@@ -244,7 +303,9 @@ def build_handlers(handlers: Mapping[str, object]) -> dict[str, Any]:
             remedy="Choose another name.",
         )
     configs: dict[str, object] = dict(builtin_configs(given or ConfigBuiltin()))
-    configs.update((name, config) for name, config in handlers.items() if name != BUILTIN)
+    for name, config in handlers.items():
+        if name != BUILTIN:
+            configs.update(config.expanded(name) if hasattr(config, "expanded") else {name: config})
     built: dict[str, Any] = {}
     for name, config in configs.items():
         if not isinstance(config, ConfigCommon) or config.enabled:

@@ -13,6 +13,8 @@ from agent.handlers.clock import DAYS, Calendar, holiday, window, zone
 from agent.wire.event import Event
 
 WINDOWS_MAX = 1_000
+NEAR_MINUTES = 60
+"""For `try --explain`: minutes of the last hour before the edge of a window that were gone, and beyond it those behind the edge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,11 @@ class ScheduleHandler(Episodic[Episode]):
         super().__init__(name, config, Episode, idle_us=86_400 * SECOND_US, protect=False)
 
     def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
-        if self._calendar.holds(event.time) is not self._raise_inside:
+        unexpected = self._calendar.holds(event.time) is self._raise_inside
+        if self.peaks is not None:
+            minutes = self._calendar.minutes_to_edge(event.time, NEAR_MINUTES)
+            self.near(key, NEAR_MINUTES + (minutes if unexpected else -minutes), NEAR_MINUTES, event)
+        if not unexpected:
             return
         group = self.table.get(key)
         if group is None:

@@ -74,15 +74,20 @@ class ConfigSequence(ConfigEpisodic):
         check_episodic(self)
         if not 0 < len(self.steps) <= STEPS_MAX or not 2 <= sum(step.at_least for step in self.steps) <= LINKS_MAX:  # noqa: PLR2004
             raise ValueError(f"steps: a sequence has 1 to {STEPS_MAX} steps, and 2 to {LINKS_MAX} events in all")
-        for number, step in enumerate(self.steps):
-            try:
-                where.parse(step.where)
-            except where.WhereError as error:
-                raise ValueError(f"steps[{number}].where: {error}") from None
-            if step.by and len(step.by) != len(self.by):
-                raise ValueError(f"steps[{number}].by must name as many fields as by does ({len(self.by)})")
-            for name in step.by:
-                check_field(name, f"steps[{number}].by")
+        check_steps(self.steps, self.by)
+
+
+def check_steps(steps: tuple[ConfigStep, ...], by: tuple[str, ...]) -> None:
+    """Raise ValueError where a step cannot be read, or names another number of fields than `by`."""
+    for number, step in enumerate(steps):
+        try:
+            where.parse(step.where)
+        except where.WhereError as error:
+            raise ValueError(f"steps[{number}].where: {error}") from None
+        if step.by and len(step.by) != len(by):
+            raise ValueError(f"steps[{number}].by must name as many fields as by does ({len(by)})")
+        for name in step.by:
+            check_field(name, f"steps[{number}].by")
 
 
 class Progress(Episode, array_like=True, gc=False):
@@ -112,6 +117,8 @@ class SequenceHandler(Episodic[Progress]):
         self._own_keys = any(step.by for step in config.steps)
         self._links = [number for number, step in enumerate(config.steps) for _ in range(step.at_least)]
         self._running: dict[Key, tuple[Progress, Chains]] = {}
+        self._by_type: dict[str, int] = {}
+        self._by_bits: dict[int, tuple[int, ...]] = {}
         super().__init__(name, config, Progress, idle_us=self._within_us + self._late_us, protect=False)
         self._common = self.where
         # An event matches the handler where it stands for one of the steps.
@@ -126,7 +133,11 @@ class SequenceHandler(Episodic[Progress]):
 
     def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
         if not self._own_keys:
-            bits = sum(1 << number for number, step in enumerate(self._wheres) if step(event))
+            bits = self._by_type.get(event.type)
+            if bits is None:
+                bits = self._learn(event.type)
+            if bits < 0:
+                bits = sum([1 << number for number, step in enumerate(self._wheres) if step(event)])
             self._take(event, key, bits, now_us, alerts)
             return
         masks: dict[Key, int] = {}
@@ -136,6 +147,24 @@ class SequenceHandler(Episodic[Progress]):
                 masks[own] = masks.get(own, 0) | 1 << number
         for own, bits in masks.items():
             self._take(event, own, bits, now_us, alerts)
+
+    def _learn(self, type_: str) -> int:
+        """The steps that every event of this type stands for, as bits; -1 where the type alone does not say it."""
+        if len(self._by_type) >= where.TYPES_DECIDED_MAX:
+            self._by_type.clear()
+        tests = [step.learn(type_) for step in self._wheres]
+        decided = all(test is where.always or test is where.never for test in tests)
+        bits = sum(1 << number for number, test in enumerate(tests) if test is where.always) if decided else -1
+        self._by_type[type_] = bits
+        return bits
+
+    def _links_of(self, bits: int) -> tuple[int, ...]:
+        """The links that these steps may be, from the longest down, so that no event stands for two of them."""
+        if len(self._by_bits) >= RUNNING_MAX:
+            self._by_bits.clear()
+        links = tuple(link for link in range(len(self._links) - 1, -1, -1) if bits >> self._links[link] & 1)
+        self._by_bits[bits] = links
+        return links
 
     def _take(self, event: Event, key: Key, bits: int, now_us: int, alerts: list[Event]) -> None:
         group = self.table.get(key)
@@ -149,13 +178,14 @@ class SequenceHandler(Episodic[Progress]):
             self.stats.late += 1
             return
         group.touched = now_us
-        group.newest = max(group.newest, event.time)
+        if event.time > group.newest:  # noqa: PLR1730  (the path of every event of a flood: max() costs a call)
+            group.newest = event.time
         self.table.touch(key)
         one = (event.time, bits, event.source, event.type, event.correlation_id)
-        place = bisect_right(group.tail, event.time, key=lambda other: other[0])
+        tail = group.tail
+        in_order = not tail or tail[-1][0] <= event.time
+        tail.insert(len(tail) if in_order else bisect_right(tail, event.time, key=lambda other: other[0]), one)
         known = self._running.get(key)
-        in_order = place == len(group.tail)
-        group.tail.insert(place, one)
         if in_order and known is not None and known[0] is group:
             chains = self._extended(known[1], one)
             self._settle(group)
@@ -177,26 +207,27 @@ class SequenceHandler(Episodic[Progress]):
             group.settled = self._extended(group.settled, tail[done])
             group.bound = tail[done][0]
             done += 1
-        del tail[:done]
+        if done:
+            del tail[:done]
 
     def _extended(self, chains: Chains, one: tuple[int, int, str, str, str | None]) -> Chains:
         """The chains after one more event."""
         time, bits, source, type_, correlation = one
-        oldest = time - self._within_us
-        found = list(chains)
-        # From the longest down, so that no event stands for two links.
-        for link in range(min(len(chains), len(self._links) - 1), -1, -1):
-            if not bits >> self._links[link] & 1:
+        oldest, length = time - self._within_us, len(chains)
+        found = chains.copy()
+        links = self._by_bits.get(bits)
+        for link in self._links_of(bits) if links is None else links:
+            if link > length:
                 continue
-            begin: Link = (time, source, type_, correlation) if link == 0 else chains[link - 1]
+            begin: Link = chains[link - 1] if link else (time, source, type_, correlation)
             if begin is None or begin[0] < oldest:
                 continue
             if link == len(found):
                 found.append(begin)
-            else:
-                known = found[link]
-                if known is None or known[0] <= begin[0]:
-                    found[link] = begin
+                continue
+            known = found[link]
+            if known is None or known[0] <= begin[0]:
+                found[link] = begin
         return found
 
     def _judge(self, event: Event, key: Key, group: Progress, chains: Chains, now_us: int, alerts: list[Event]) -> None:

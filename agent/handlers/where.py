@@ -650,6 +650,49 @@ def decide(node: Node, type_: str) -> Node:
     return parts[0] if len(parts) == 1 else type(node)(tuple(parts))
 
 
+Needs = dict[str, frozenset[str] | None]
+"""Keys of data of which an event must have at least one, each with the texts that it may be; None: any value."""
+
+
+def needs(node: Node) -> Needs:
+    """What an event must have for the node to be true; empty where nothing is known of it."""
+    if isinstance(node, Not):
+        compare = node.part
+        # `!= null`: the opposite of equality with null.
+        known = isinstance(compare, Compare) and compare.op == "==" and compare.right == Literal(None)
+        return _need(compare.left, None) if known and isinstance(compare, Compare) else {}
+    if isinstance(node, Truth):
+        return _need(node.operand, None)
+    if isinstance(node, Compare):
+        return _needs_of(node)
+    found = [needs(part) for part in node.parts]
+    if isinstance(node, All):
+        return next((one for one in found if one), {})
+    together: Needs = {}
+    for one in found:
+        if not one:
+            return {}
+        for key, values in one.items():
+            before = together.get(key, frozenset())
+            together[key] = None if values is None or before is None else before | values
+    return together
+
+
+def _needs_of(compare: Compare) -> Needs:
+    given = compare.right.value if isinstance(compare.right, Literal) else None
+    values = given if type(given) is tuple else (given,)
+    if None in values:
+        return {}
+    are_texts = compare.op in ("==", "in") and all(type(value) is str for value in values)
+    return _need(compare.left, frozenset(values) if are_texts else None)
+
+
+def _need(operand: Operand, values: frozenset[str] | None) -> Needs:
+    if not isinstance(operand, Field) or operand.path[0] != "data":
+        return {}
+    return {operand.path[1]: values if len(operand.path) == 2 else None}  # noqa: PLR2004  (data.name)
+
+
 class Where:
     """A parsed expression. `tests` maps the types met so far to their closures; `learn` adds one.
 
@@ -674,6 +717,10 @@ class Where:
     def can_match(self, type_: str) -> bool:
         """Whether an event of this type may match at all."""
         return decide(self.node, type_) != NEVER
+
+    def needs(self, type_: str) -> Needs:
+        """What an event of this type has in its data if it matches; empty where nothing is known of that."""
+        return needs(decide(self.node, type_))
 
     def __call__(self, event: Event) -> bool:
         return (self.tests.get(event.type) or self.learn(event.type))(event)

@@ -6,20 +6,27 @@ values filled in, and the values, are personal. What stands in `meta` is lifted 
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
 
-from agent.parsers.base import Context, Memory, unknown
-from agent.parsers.records import RecordOptions, Records
+from agent.parsers.base import unknown
+from agent.parsers.records import LineParser, RecordOptions
 from agent.wire.event import Event
 
 STACK_CHARS_MAX = 8_000
 _PLACE = re.compile(r"%[sdifjoOc]")
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 _decoder = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
+
+
+def mended(text: bytes) -> bytes:
+    """JSON in which half a pair of surrogates (an emoji that a program cut in two) is shown as its escape, since no text can hold it."""
+    return _ESCAPE.sub(lambda each: b"\\\\" + each[1] if each[1] else each[0], text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,43 +34,37 @@ class JsonConfig(RecordOptions):
     """Nothing of its own."""
 
 
-class JsonParser:
+class JsonParser(LineParser):
     """Reads lines of JSON objects."""
 
     Config: ClassVar[type] = JsonConfig
 
-    def __init__(self, config: JsonConfig, context: Context) -> None:
-        self._records = Records(config, context)
-        self._source = context.source
-
-    def parse(
-        self,
-        lines: Sequence[str],
-        *,
-        observed_us: int,
-        reference_us: int,  # noqa: ARG002  # times have their year,
-        memory: Memory,  # noqa: ARG002  # a line stands alone,
-        final: bool = False,  # noqa: ARG002  # and is whole
-    ) -> tuple[list[Event], int]:
-        return [self._one(line, observed_us) for line in lines if line.strip()], len(lines)
-
-    def _one(self, line: str, observed_us: int) -> Event:
-        try:
-            record = _decoder.decode(line)
-        except (msgspec.DecodeError, RecursionError, ValueError):
-            record = None
+    def one(self, line: str, observed_us: int) -> Event:
+        """See LineParser."""
+        record = _decoded(line)
+        if record is None and "\\u" in line:
+            record = _decoded(mended(line.encode("utf-8", "backslashreplace")))
         if not isinstance(record, dict):
             return unknown(line, observed_us, observed_us, self._source)
-        return self._event(record, line, observed_us)
+        return self.event(record, line, observed_us)
 
-    def _event(self, record: dict[str, Any], line: str, observed_us: int) -> Event:
+    def event(self, record: dict[str, Any], line: str, observed_us: int) -> Event:
+        """The event of a record that was read already. `record` may be changed."""
         return self._records.event(record, line, observed_us)
+
+
+def _decoded(line: str | bytes) -> Any:
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return None
 
 
 class WinstonParser(JsonParser):
     """Reads the JSON lines of winston."""
 
-    def _event(self, record: dict[str, Any], line: str, observed_us: int) -> Event:
+    def event(self, record: dict[str, Any], line: str, observed_us: int) -> Event:
+        """The event of a record that was read already. `record` may be changed."""
         for name in ("meta", "metadata"):
             inner = record.get(name)
             if isinstance(inner, dict):
@@ -71,7 +72,7 @@ class WinstonParser(JsonParser):
                 record = {**inner, **record}
         splat = record.pop("splat", None)
         stack = record.pop("stack", None)
-        event = super()._event(record, line, observed_us)
+        event = super().event(record, line, observed_us)
         if isinstance(stack, str):
             event.data["stack"] = stack[:STACK_CHARS_MAX]
         if isinstance(splat, list):

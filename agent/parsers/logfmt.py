@@ -1,12 +1,11 @@
 """`logfmt`: `time=2026-03-01T10:00:00Z level=info msg="some text" user=anna` on a line."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agent.parsers.base import Context, Memory, unknown
-from agent.parsers.records import RecordOptions, Records
+from agent.parsers.base import unknown
+from agent.parsers.records import LineParser, RecordOptions
 from agent.wire.event import Event
 
 _PAIR = re.compile(r"([^\s=\"]+)(?:=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]*)))?(?:\s+|$)")
@@ -28,27 +27,13 @@ class LogfmtConfig(RecordOptions):
     """Nothing of its own."""
 
 
-class LogfmtParser:
+class LogfmtParser(LineParser):
     """Reads lines of pairs."""
 
     Config: ClassVar[type] = LogfmtConfig
 
-    def __init__(self, config: LogfmtConfig, context: Context) -> None:
-        self._records = Records(config, context)
-        self._source = context.source
-
-    def parse(
-        self,
-        lines: Sequence[str],
-        *,
-        observed_us: int,
-        reference_us: int,  # noqa: ARG002  # times have their year,
-        memory: Memory,  # noqa: ARG002  # a line stands alone,
-        final: bool = False,  # noqa: ARG002  # and is whole
-    ) -> tuple[list[Event], int]:
-        return [self._one(line, observed_us) for line in lines if line.strip()], len(lines)
-
-    def _one(self, line: str, observed_us: int) -> Event:
+    def one(self, line: str, observed_us: int) -> Event:
+        """See LineParser."""
         record: dict[str, Any] = {}
         text = line.strip()
         at = 0

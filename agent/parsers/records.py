@@ -6,11 +6,12 @@ deeper in the record are lifted to `data.person`, for only the outermost keys of
 """
 
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.parsers.base import Clock, Context, ip_of
+from agent.parsers.base import Clock, Context, Memory, ip_of
 from agent.wire.event import Event
 from agent.wire.taxonomy import PERSONAL_KEYS, TAXONOMY, TYPE_LENGTH_MAX, TYPE_PATTERN, default_severity
 
@@ -61,12 +62,12 @@ _SOURCES = (
 )
 _ACTORS = ("actor", "user", "username", "userName", "user_name", "login")
 _TYPES = ("event_type", "eventType", "type", "event")
-_OUTCOMES = {
+OUTCOMES = {
     "success": "success", "succeeded": "success", "ok": "success", "pass": "success", "passed": "success", "true": "success",
     "failure": "failure", "failed": "failure", "fail": "failure", "error": "failure", "denied": "failure", "false": "failure",
 }  # fmt: skip
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_OURS_ALONE = ("alert", "agent", "collection")
+OURS_ALONE = ("alert", "agent", "collection")
 """Types that a log must not claim for itself."""
 
 SEVERITY_OF_LEVEL = {
@@ -130,6 +131,19 @@ def lift_personal(value: Any, path: str, found: dict[str, Any], depth: int = 0) 
     return value
 
 
+def set_apart(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of an event, with the personal keys that lie deeper in it lifted to `person`."""
+    person: dict[str, Any] = {}
+    kept = {
+        key: lift_personal(value, key, person) if isinstance(value, dict | list) and key not in PERSONAL_KEYS else value
+        for key, value in data.items()
+    }
+    if person:
+        named = kept.get("person", {})
+        kept["person"] = {**(named if isinstance(named, dict) else {"person": named}), **person}
+    return kept
+
+
 class Records:
     """Records → events."""
 
@@ -159,9 +173,7 @@ class Records:
         time_us = self._clock.any(self._take(data, "time", self._clock.any))
         level = self._take(data, "level", severity_of)
         type_ = self._type(data, level)
-        outcome = _OUTCOMES.get(
-            str(self._take(data, "outcome", lambda value: _OUTCOMES.get(str(value).lower()))).lower()
-        )
+        outcome = OUTCOMES.get(str(self._take(data, "outcome", lambda value: OUTCOMES.get(str(value).lower()))).lower())
         severity = max(severity_of(level) or 0, default_severity(type_, outcome))
         text = self._take(data, "message", lambda value: value if isinstance(value, str) else None)
         src_ip = ip_of(str(self._take(data, "src_ip", lambda value: ip_of(value) if isinstance(value, str) else None)))
@@ -197,24 +209,41 @@ class Records:
     def _type(self, data: dict[str, Any], level: Any) -> str:
         for key in self._names["type"]:
             value = data.get(key)
-            if isinstance(value, str) and value in TAXONOMY and value.partition(".")[0] not in _OURS_ALONE:
+            if isinstance(value, str) and value in TAXONOMY and value.partition(".")[0] not in OURS_ALONE:
                 return str(data.pop(key))
         if self._options.type == "application" and (severity_of(level) or 0) >= SEVERITY_OF_LEVEL["error"]:
             return "application.error"
         return self._options.type
 
     def _data(self, data: dict[str, Any]) -> dict[str, Any]:
-        person: dict[str, Any] = {}
         kept: dict[str, Any] = {}
         for n, (key, value) in enumerate(data.items()):
             if n >= KEYS_MAX:
                 kept["keys_left_out"] = len(data) - KEYS_MAX
                 break
-            name = self._renamed.get(key, key)
-            if isinstance(value, dict | list) and name not in PERSONAL_KEYS:
-                kept[name] = lift_personal(value, name, person)
-            else:
-                kept[name] = value
-        if person:
-            kept["person"] = person
-        return kept
+            kept[self._renamed.get(key, key)] = value
+        return set_apart(kept)
+
+
+class LineParser(ABC):
+    """A parser for which each line is a record of its own: what it reads of one is in `one`."""
+
+    def __init__(self, config: RecordOptions, context: Context) -> None:
+        self._records = Records(config, context)
+        self._source = context.source
+
+    def parse(
+        self,
+        lines: Sequence[str],
+        *,
+        observed_us: int,
+        reference_us: int,  # noqa: ARG002  # times have their year,
+        memory: Memory,  # noqa: ARG002  # a line stands alone,
+        final: bool = False,  # noqa: ARG002  # and is whole
+    ) -> tuple[list[Event], int]:
+        """See Parser."""
+        return [self.one(line, observed_us) for line in lines if line.strip()], len(lines)
+
+    @abstractmethod
+    def one(self, line: str, observed_us: int) -> Event:
+        """The event of a line."""

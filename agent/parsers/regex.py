@@ -7,16 +7,16 @@ made to hurt.
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from re import _parser  # type: ignore[attr-defined]  # the only way to the structure of a pattern
+from re import _parser  # type: ignore[attr-defined, unused-ignore]  # the only way to the structure of a pattern
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types
 
-from agent.parsers.base import Context, Memory, unknown
+from agent.parsers.base import Context, unknown
 from agent.parsers.logfmt import number_or_text
-from agent.parsers.records import RecordOptions, Records
+from agent.parsers.records import LineParser, RecordOptions
 from agent.wire.event import Event
 
 _REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT"})
@@ -90,7 +90,7 @@ class RegexConfig(RecordOptions):
                     return
 
 
-class RegexParser:
+class RegexParser(LineParser):
     """Reads lines by the user's pattern."""
 
     Config: ClassVar[type] = RegexConfig
@@ -100,21 +100,10 @@ class RegexParser:
         self._match = pattern.fullmatch if config.whole else pattern.search
         self._outcome = config.outcome or None
         self._chars_max = config.chars_max
-        self._records = Records(config, context)
-        self._source = context.source
+        super().__init__(config, context)
 
-    def parse(
-        self,
-        lines: Sequence[str],
-        *,
-        observed_us: int,
-        reference_us: int,  # noqa: ARG002  # times have their year,
-        memory: Memory,  # noqa: ARG002  # a line stands alone,
-        final: bool = False,  # noqa: ARG002  # and is whole
-    ) -> tuple[list[Event], int]:
-        return [self._one(line, observed_us) for line in lines if line.strip()], len(lines)
-
-    def _one(self, line: str, observed_us: int) -> Event:
+    def one(self, line: str, observed_us: int) -> Event:
+        """See LineParser."""
         match = self._match(line[: self._chars_max])
         if match is None:
             return unknown(line, observed_us, observed_us, self._source)

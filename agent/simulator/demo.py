@@ -33,7 +33,7 @@ from agent.simulator.postgres import Postgres, PostgresFailed
 from agent.simulator.processes import Child, Failed, Processes, program
 from agent.simulator.scenario import free_port
 from agent.simulator.screen import Screen
-from agent.simulator.settings import LOG_SOURCE, write_agent, write_collector
+from agent.simulator.settings import CHECKPOINTS_FILE, ENROLMENT_FILE, LOG_SOURCE, write_agent, write_collector
 
 if TYPE_CHECKING:
     from agent.simulator.verdict import Verdict
@@ -148,7 +148,8 @@ class Demo:
         config = write_collector(self._folder / "collector.toml", port=self._ports[0], dsn=dsn)
         await self._step("tables", run.command("linewarden-collector", "migrate", "--config", str(config)))
         place = ["--site", SITE, "--line", LINE, "--station", STATION]
-        agent_key = await self._key(config, "agent", *place)
+        making = ["linewarden-collector", "token", "create", "--expires", "1h", *place, "--config", str(config)]
+        token = (await run.command(*making)).strip()
         self._viewer_key = await self._key(config, "viewer")
         collector = await run.start("collector", [program("linewarden-collector"), "serve", "--config", str(config)])
         await self._step("collector", self._until_ok(collector, f"{self._collector_url}/readyz"))
@@ -169,12 +170,15 @@ class Demo:
             self._folder / "agent",
             addresses=addresses,
             collector=self._collector_url,
-            key=agent_key,
+            token=token,
             health_port=self._ports[1],
         )
         await self._step(
             "agent's configuration", run.command("linewarden-agent", "check", "--config", str(agent_config))
         )
+        token_file = str(agent_config.with_name(ENROLMENT_FILE))
+        enrolling = ["linewarden-agent", "enroll", "--collector", self._collector_url, "--token-file", token_file]
+        await self._step("agent's enrolment", run.command(*enrolling, "--config", str(agent_config)))
         agent = await run.start("agent", [program("linewarden-agent"), "run", "--config", str(agent_config)])
         await self._step("agent", self._until_ok(agent, f"{self._health_url}/readyz"))
         await self._step("first event in PostgreSQL", self._until_first_event(agent))
@@ -189,6 +193,7 @@ class Demo:
         say("  try          " + f"curl -s -H 'Authorization: Bearer {key}' '{url}/v1/events?type=alert.*&limit=3'")
         say(f"  agent        {self._health_url}/status")
         say(f"  machines     {addresses['opcua']}   {addresses['modbus']}")
+        say(f"  proof        {self._verifying()}")
         say()
         if self._duration_s is None:
             say("It runs until Ctrl-C. What happens:")
@@ -235,10 +240,27 @@ class Demo:
             verdict.failures += await judging.compare_heads(database, agent, buffer)
         finally:
             await database.close()
-        self._summary(verdict)
+        proven = await self._prove(verdict)
+        self._summary(verdict, proven)
         return verdict
 
-    def _summary(self, verdict: "Verdict") -> None:
+    def _verifying(self) -> str:
+        config, kept = self._folder / "collector.toml", self._folder / CHECKPOINTS_FILE
+        return f"{program('linewarden-collector')} verify --config {config} --checkpoint {kept}"
+
+    async def _prove(self, verdict: "Verdict") -> str:
+        """A checkpoint over all of it, and the proof that what is stored goes on from what was kept outside; in words."""
+        config = ["--config", str(self._folder / "collector.toml")]
+        try:
+            await self._processes.command("linewarden-collector", "checkpoint", "create", *config)
+            command = ["linewarden-collector", *self._verifying().split()[1:], "--json"]
+            told = json.loads(await self._processes.command(*command))
+        except Failed as failure:
+            verdict.failures.append(f"what is stored does not prove itself: {failure}")
+            return "FAILED"
+        return f"{told['batches']:,} batches and {told['rows']:,} rows hold; {told['checkpoints_proven']} checkpoints kept outside agree"
+
+    def _summary(self, verdict: "Verdict", proven: str) -> None:
         p50, p99 = self._seen.percentiles()
         say = self._screen.say
         say()
@@ -252,6 +274,7 @@ class Demo:
             f"  log lines           {verdict.log_lines_once:,} of {verdict.log_lines:,} in the file are stored exactly once"
         )
         say(f"  alerts raised       {verdict.alerts}")
+        say(f"  proof               {proven}")
         say(
             f"  latency             observed → stored   p50 {verdict.stored_ms[0]:.0f} ms   p99 {verdict.stored_ms[1]:.0f} ms"
         )

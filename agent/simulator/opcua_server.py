@@ -66,6 +66,13 @@ NODES: dict[str, tuple[ua.VariantType, Any]] = {
 }
 """Every variable: its type and its value before the first step. Those under `Line.` hang below the object `Line`."""
 
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "Spindle.Temp": {"EURange": (10.0, 90.0), "InstrumentRange": (-20.0, 150.0)},
+    "Spindle.Vibration": {"EURange": (0.0, 20.0)},
+    "Spindle.Speed": {"EURange": (0.0, 0.0)},  # as many servers have it, where nobody filled it in
+}
+"""What the server says of the ranges of its variables, by property."""
+
 WIDTH_MM, WIDTH_TOLERANCE_MM = 100.0, 0.05
 _STATES = ("running", "running", "running", "idle", "starved", "fault")
 
@@ -122,9 +129,12 @@ class _Users(UserManager):
         self._cell = cell
 
     def get_user(
-        self, iserver: Any, username: str | None = None, password: str | None = None, certificate: Any = None
+        self, iserver: Any, username: str | None = None, password: str | None = None, certificate: bytes | None = None
     ) -> User | None:
-        del iserver, certificate
+        del iserver
+        if username is None and certificate in self._cell.user_certificates:
+            self._cell.login("certificate", ok=True)
+            return User(role=UserRole.User, name="certificate")
         if username is None:
             return User(role=UserRole.User, name="anonymous") if self._cell.anonymous else None
         ok = username == self._cell.user and password == self._cell.password
@@ -146,10 +156,15 @@ class PressCell:
         anonymous: bool = True,
         user: str = USER,
         password: str = PASSWORD,
+        user_certificates: frozenset[bytes] = frozenset(),
+        every_policy: bool = False,
     ) -> None:
+        """`user_certificates`: DER, whose holders may sign in. `every_policy`: offer the withdrawn ones too, as old machines do."""
         self.url = f"opc.tcp://{host}:{port}/press"
         self.model = PressModel(seed)
         self.anonymous, self.user, self.password = anonymous, user, password
+        self.user_certificates = user_certificates
+        self._every_policy = every_policy
         self.server: Any = None
         self.rate = 1.0
         self.logins: list[tuple[str, bool]] = []
@@ -172,10 +187,10 @@ class PressCell:
         policies = [ua.SecurityPolicyType.NoSecurity]
         if self._certificates is not None:
             await self._load_certificate(self._certificates)
-            policies += [ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt, ua.SecurityPolicyType.Basic256Sha256_Sign]
-            policies += [
-                ua.SecurityPolicyType.Aes256Sha256RsaPss_SignAndEncrypt,
-                ua.SecurityPolicyType.Aes128Sha256RsaOaep_SignAndEncrypt,
+            policies = [
+                each
+                for each in ua.SecurityPolicyType
+                if self._every_policy or not each.name.startswith(("Basic128Rsa15_", "Basic256_"))
             ]
         self.server.set_security_policy(policies)
         self.server.set_identity_tokens([ua.AnonymousIdentityToken, ua.UserNameIdentityToken, ua.X509IdentityToken])
@@ -185,6 +200,11 @@ class PressCell:
     async def _load_certificate(self, folder: Path) -> None:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         key, certificate = folder / "server_key.pem", folder / "server.der"
+        if (folder / "given.der").exists():
+            # By an authority: taken as it is, whatever it says.
+            await self.server.load_certificate(folder / "given.der")
+            await self.server.load_private_key(key)
+            return
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         await setup_self_signed_certificate(
             key, certificate, APPLICATION_URI, "localhost", uses, {"organizationName": "ACME"}
@@ -200,7 +220,12 @@ class PressCell:
         for name, (kind, value) in NODES.items():
             parent, shown = (line, name.removeprefix("Line.")) if name.startswith("Line.") else (cell, name)
             self._ids[name] = ua.NodeId(name, index)
-            await parent.add_variable(self._ids[name], ua.QualifiedName(shown, index), ua.Variant(value, kind))
+            variable = await parent.add_variable(
+                self._ids[name], ua.QualifiedName(shown, index), ua.Variant(value, kind)
+            )
+            for title, (low, high) in RANGES.get(name, {}).items():
+                limits = ua.Variant(ua.Range(Low=low, High=high), ua.VariantType.ExtensionObject)
+                await variable.add_property(ua.NodeId(f"{name}.{title}", index), ua.QualifiedName(title, 0), limits)
 
     async def stop(self) -> None:
         """Close every connection and the port."""

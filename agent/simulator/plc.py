@@ -47,26 +47,40 @@ class Point:
     type: str
     first: int | float | str
     settings: Mapping[str, Any]
-    """More keys for a reader's configuration: role, unit, scale, deadband, texts."""
+    """More keys for a reader's configuration: role, unit, scale, deadband, texts, quantity, range."""
 
 
 POINTS: Final[dict[str, Point]] = {
-    "oil_temperature": Point("holding", 100, "float32", 55.0, {"unit": "degC", "deadband": 0.2}),
-    "oil_pressure": Point("holding", 102, "float32", 160.0, {"unit": "bar", "deadband": 1.0}),
-    "spindle_speed": Point("holding", 104, "uint16", 1_200, {"unit": "1/min", "deadband": 5.0}),
+    "oil_temperature": Point(
+        "holding",
+        100,
+        "float32",
+        55.0,
+        {"unit": "degC", "deadband": 0.2, "quantity": "temperature", "range": (-20, 150)},
+    ),
+    "oil_pressure": Point(
+        "holding", 102, "float32", 160.0, {"unit": "bar", "deadband": 1.0, "quantity": "pressure", "range": (0, 400)}
+    ),
+    "spindle_speed": Point(
+        "holding", 104, "uint16", 1_200, {"unit": "1/min", "deadband": 5.0, "quantity": "speed", "range": (0, 6_000)}
+    ),
     "cycles": Point("holding", 105, "uint32", 0, {"role": "counter"}),
     "state": Point(
         "holding",
         107,
         "uint16",
         0,
-        {"role": "state", "texts": {"0": "running", "1": "idle", "2": "starved", "3": "fault"}},
+        {
+            "role": "state",
+            "texts": {"0": "running", "1": "idle", "2": "starved", "3": "fault"},
+            "quantity": "running",
+        },
     ),
     "speed_setpoint": Point("holding", 200, "uint16", 1_200, {"role": "setpoint", "unit": "1/min"}),
     "temperature_setpoint": Point("holding", 201, "int16", 550, {"role": "setpoint", "unit": "degC", "scale": 0.1}),
     "mode": Point("holding", 202, "uint16", 1, {"role": "mode", "texts": {"0": "manual", "1": "automatic"}}),
     "program": Point("holding", 300, "string(16)", "PRESS-4.2", {"role": "identity"}),
-    "hydraulic_level": Point("input", 0, "uint16", 870, {"unit": "mm", "deadband": 3.0}),
+    "hydraulic_level": Point("input", 0, "uint16", 870, {"unit": "mm", "deadband": 3.0, "quantity": "level"}),
     "guard_closed": Point("discrete", 0, "bool", 1, {"role": "state"}),
     "lubrication": Point("coil", 0, "bool", 0, {"role": "state"}),
 }

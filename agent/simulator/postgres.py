@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +110,40 @@ class Postgres:
         process.kill()
         process.wait()
 
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Neither it nor its children do anything meanwhile, and no connection breaks: a machine that hangs."""
+        assert self._process is not None  # noqa: S101 - the caller started it
+        os.kill(self._process.pid, signal.SIGSTOP)
+        stopped = [*_children(self._process.pid), self._process.pid]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
+    def replicate(self, primary: "Postgres") -> None:
+        """Start as a streaming standby of another server."""
+        self._prepare(initialize=False)
+        source = f"host=127.0.0.1 port={primary.port} user=linewarden"
+        done = self._run(
+            "pg_basebackup", "-d", source, "-D", str(self.folder / "data"), "-R", "-X", "stream", "-c", "fast"
+        )
+        if done.returncode:
+            raise PostgresFailed(f"pg_basebackup failed: {done.stderr.decode(errors='replace').strip()}")
+        self.start()
+
+    def promote(self) -> None:
+        """A standby takes over; returns when it takes writes."""
+        self._psql("SELECT pg_promote(true, 60)")
+
+    def set(self, setting: str, value: str) -> None:
+        """Change a setting of the running server, in the text that ALTER SYSTEM takes."""
+        self._psql(f"ALTER SYSTEM SET {setting} = {value}")
+        self._psql("SELECT pg_reload_conf()")
+
     def restart(self) -> None:
         """Start again on the same data and port, recovering if it was killed."""
         self.stop()
@@ -138,7 +173,7 @@ class Postgres:
     ) -> None:
         self.discard()
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, initialize: bool = True) -> None:
         if os.geteuid() == 0:
             self._account = _unprivileged_account()
         # Under /tmp and short: the path of a unix socket may have 107 bytes.
@@ -149,7 +184,7 @@ class Postgres:
         self._bin = self._binaries(folder)
         if not self.port:
             self.port = _free_port()
-        if not (folder / "data" / "PG_VERSION").exists():
+        if initialize and not (folder / "data" / "PG_VERSION").exists():
             command = [
                 str(self._bin / "initdb"),
                 "-D",
@@ -214,19 +249,14 @@ class Postgres:
         return False
 
     def _client(self, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        there = ["-h", str(self.folder), "-p", str(self.port), "-U", "linewarden"]
+        return self._run(arguments[0], *there, *arguments[1:])
+
+    def _run(self, program: str, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
         if self._bin is None:
             raise PostgresFailed("the server was not prepared")
-        command = [
-            str(self._bin / arguments[0]),
-            "-h",
-            str(self.folder),
-            "-p",
-            str(self.port),
-            "-U",
-            "linewarden",
-            *arguments[1:],
-        ]
-        return subprocess.run(command, capture_output=True, check=False, **self._as_account())  # noqa: S603
+        command = [str(self._bin / program), *arguments]
+        return subprocess.run(command, capture_output=True, check=False, **self._as_account())  # noqa: S603 - the wheel's own
 
     def _psql_ok(self) -> bool:
         return self._client("psql", "-d", "postgres", "-XAtqc", "SELECT 1").returncode == 0

@@ -8,24 +8,32 @@ from agent.simulator.plc import configuration
 
 LOG_SOURCE = "station_log"
 """Name of the log source; the judge compares its events with the file."""
+ENROLMENT_FILE = "enrolment.token"
+CHECKPOINTS_FILE = "checkpoints"
 
 
 def write_collector(path: Path, *, port: int, dsn: str) -> Path:
     """collector.toml. Plain HTTP: it is reached from this computer alone."""
-    path.write_text(f'[server]\nlisten = "127.0.0.1:{port}"\n\n[database]\ndsn = {json.dumps(dsn)}\n', encoding="utf-8")
+    kept = path.with_name(CHECKPOINTS_FILE)
+    path.write_text(
+        f'[server]\nlisten = "127.0.0.1:{port}"\n\n[database]\ndsn = {json.dumps(dsn)}\n\n'
+        # In earnest the target is on another machine, where nobody of this one can change it.
+        f"[evidence]\nkey_file = {json.dumps(str(path.with_name('checkpoint.key')))}\ncheckpoint_every_s = 30\n"
+        f"targets = [{json.dumps(f'file://{kept}')}]\n",
+        encoding="utf-8",
+    )
     return path
 
 
-def write_agent(folder: Path, *, addresses: dict[str, Any], collector: str, key: str, health_port: int) -> Path:
+def write_agent(folder: Path, *, addresses: dict[str, Any], collector: str, token: str, health_port: int) -> Path:
     """agent.toml and the secrets that it names, in `folder`; its state goes there too."""
     folder.mkdir(mode=0o700)
-    for name, secret in (("collector.key", key), ("cell.password", addresses["opcua_password"])):
+    for name, secret in ((ENROLMENT_FILE, token), ("cell.password", addresses["opcua_password"])):
         (folder / name).touch(mode=0o600)
         (folder / name).write_text(f"{secret}\n", encoding="ascii")
     values = {
         "state": folder,
         "collector": collector,
-        "key": folder / "collector.key",
         "health": f"127.0.0.1:{health_port}",
         "log": addresses["log"],
         "opcua": addresses["opcua"],
@@ -49,7 +57,6 @@ state_dir = {state}
 
 [sync]
 url = {collector}
-key_file = {key}
 
 [health]
 listen = {health}
@@ -69,11 +76,14 @@ user = {user}
 password_file = {password}
 audit = true
 nodes = [
-    "nsu=http://acme/press;s=Spindle.Temp",
-    "nsu=http://acme/press;s=Spindle.Speed",
-    "nsu=http://acme/press;s=Oil.Temp",
-    "nsu=http://acme/press;s=Oil.Pressure",
+    {{ node = "nsu=http://acme/press;s=Spindle.Temp", quantity = "temperature" }},
+    {{ node = "nsu=http://acme/press;s=Spindle.Speed", quantity = "speed" }},
+    {{ node = "nsu=http://acme/press;s=Spindle.Vibration", quantity = "vibration" }},
+    {{ node = "nsu=http://acme/press;s=Oil.Temp", quantity = "temperature" }},
+    {{ node = "nsu=http://acme/press;s=Oil.Pressure", quantity = "pressure", range = [0, 400] }},
     "nsu=http://acme/press;s=Quality.Width",
+    {{ node = "nsu=http://acme/press;s=Press.Good", role = "counter", quantity = "good_count" }},
+    {{ node = "nsu=http://acme/press;s=Press.Scrap", role = "counter", quantity = "scrap_count" }},
     {{ node = "nsu=http://acme/press;s=Press.Cycles", role = "counter" }},
     {{ node = "nsu=http://acme/press;s=Setpoint.Speed", role = "setpoint" }},
 ]

@@ -1,6 +1,7 @@
 """Sources, one file each. Adding one: its file, and its line here."""
 
 SOURCES = {
+    "intake": "agent.sources.intake:IntakeSource",
     "journal": "agent.sources.journal:JournalSource",
     "log": "agent.sources.logfile:LogSource",
     "modbus": "agent.sources.modbus:ModbusSource",

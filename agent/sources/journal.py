@@ -4,6 +4,9 @@ Invariant: the cursor is the `__CURSOR` of the last entry handed on. Reading goe
 be it, and is dropped: journalctl takes a cursor of another machine without a word and begins somewhere. Where it is not there (the
 journal was vacuumed, or replaced), reading goes on by time, and a `collection.gap` says so.
 
+`journalctl --follow` shows the present boot alone, without a word: what was written before a reboot and not read would be lost. With
+`--merge` it shows all boots, and journals that other machines sent here too, which are left out by their machine's id.
+
 The pipe is the back-pressure: while nobody asks for more, journalctl waits. Units and identifiers are picked out here and not by
 journalctl, which loses entries when it filters while it follows (systemd#30288). Once in a while the newest entry is compared with
 ours, so that a journalctl that hangs after a rotation is noticed and started again.
@@ -14,8 +17,9 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import annotated_types
@@ -78,18 +82,24 @@ class JournalSource:
         self._said = Said(Context(name, config.keep_raw))
         self._cursor: str | None = None
         self._realtime_us = 0
+        self._machine = ""
+        """Entries of others are left out; empty: of nobody."""
 
     async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
         self._cursor = cursor["cursor"] if cursor else None
         self._realtime_us = int(cursor["realtime_us"]) if cursor else 0
         if self._cursor is None and not self._config.from_start:
             await self._stand_at_end()
+        if not self._config.directory:
+            self._machine = await asyncio.to_thread(_machine_id)
         by_time = False
         while True:
             verdict = "more"
-            async for verdict, events in self._follow(by_time=by_time):
-                if verdict == "more":
-                    yield events, self._position()
+            # Closed here and waited for: left to the garbage collector, journalctl would outlive a source that is stopped.
+            async with contextlib.aclosing(self._follow(by_time=by_time)) as following:
+                async for verdict, events in following:
+                    if verdict == "more":
+                        yield events, self._position()
             if verdict == "foreign":
                 yield [self._gap(_GAP_VACUUMED, None)], self._position()
             by_time = verdict == "foreign"
@@ -142,7 +152,7 @@ class JournalSource:
         if newest is not None:
             self._cursor, self._realtime_us = newest
 
-    async def _follow(self, *, by_time: bool) -> AsyncIterator[tuple[str, list[Event]]]:
+    async def _follow(self, *, by_time: bool) -> AsyncGenerator[tuple[str, list[Event]], None]:
         """Batches, until journalctl has to be started anew: "foreign" where the cursor is not of this journal, "stalled"."""
         expected = None if by_time else self._cursor
         where: list[str] = []
@@ -150,7 +160,7 @@ class JournalSource:
             where = [f"--cursor={expected}"]
         elif by_time:
             where = [f"--since=@{self._realtime_us / 1e6:.6f}"]
-        process = await self._start("--follow", "--lines=all", *where)
+        process = await self._start("--follow", "--merge", "--lines=all", *where)
         complaints = asyncio.ensure_future(self._complaints(process))
         after_us = self._realtime_us if by_time else -1
         try:
@@ -242,6 +252,8 @@ class JournalSource:
 
     def _wanted(self, entry: dict[str, Any]) -> bool:
         config = self._config
+        if self._machine and _text(entry.get("_MACHINE_ID")) not in ("", self._machine):
+            return False
         if (
             config.units
             and _text(entry.get("_SYSTEMD_UNIT")) not in config.units
@@ -281,16 +293,24 @@ class JournalSource:
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     """Stop journalctl, kindly and then not."""
-    if process.returncode is None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_S):
-                    await process.wait()
-                    break
-    # The pipes are closed here, not when the garbage is collected.
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+    try:
+        if process.returncode is None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STOP_S):
+                        await process.wait()
+                        break
+    finally:
+        # The pipes are closed here, not when the garbage is collected; what still runs is killed, also where nobody waits any longer.
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _machine_id() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    return ""
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

@@ -28,7 +28,17 @@ from agent.component import ConfigError, Cursor, Report, load, now_us
 from agent.parsers import PARSERS
 from agent.parsers.base import Context, Parser, zone_of
 from agent.parsers.multiline import Multiline
-from agent.sources.logfile_tail import BLOCK_BYTES, Block, Files, Replaced, Shortened, Tail, Trouble, family_of
+from agent.sources.logfile_tail import (
+    BLOCK_BYTES,
+    Block,
+    Files,
+    Replaced,
+    Shortened,
+    Tail,
+    Trouble,
+    family_of,
+    is_archive,
+)
 from agent.sources.logfile_watch import Hints
 from agent.wire.event import Event
 
@@ -216,6 +226,11 @@ class LogSource:
                 tail.due = True
             if tail.due or (tail.leftover and tail.gone_at is not None):
                 families.setdefault(family_of(tail.path), []).append(tail)
+        for tail in self._files.stuck.values():
+            # It has something that cannot be read just now; that keeps its place in the order.
+            family = families.get(family_of(tail.path))
+            if family is not None and tail not in family and self._files.waited_for(tail):
+                family.append(tail)
         for family in families.values():
             if len(family) > 1:
                 family.sort(key=lambda tail: (tail.gone_at is None, tail.mtime_ns, tail.path))
@@ -262,6 +277,7 @@ class LogSource:
         if isinstance(block, OSError):
             self._unreadable(tail, block)
             return
+        self._files.release(tail)
         if tail.path in self._report.trouble:
             self._report.ok(tail.path)
         if tail.gap is not None:
@@ -273,10 +289,14 @@ class LogSource:
             self._lines(tail, block, events)
 
     def _unreadable(self, tail: Tail, error: OSError) -> None:
+        """It is tried again at the next scan. Younger files of its family wait for that: their lines come after its own."""
         tail.due = False
-        if isinstance(error, FileNotFoundError):
-            return  # renamed between stat and open; the next scan finds it
         tail.seen = (-1, -1)  # tried again at every scan
+        renamed = isinstance(error, FileNotFoundError)
+        if renamed or not is_archive(tail.path):
+            self._files.hold(tail)  # an archive is damaged for good, or not finished
+        if renamed:
+            return  # between stat and open; the next scan finds it
         text = f"{tail.path}: {error.strerror or error}"
         if isinstance(error, PermissionError):
             text += "; add the agent's user to the group that may read it"

@@ -44,6 +44,10 @@ RETIRED_MAX = 1_000
 """Streams remembered after their file went out of sight, so that a disk that is mounted again is not read twice."""
 RENAMED_KEEP_S = 3_600.0
 """A file renamed out of sight is looked at this long: a writer that was not told of the rotation writes there."""
+STUCK_WAIT_S = 15.0
+STUCK_TRIES = 2
+"""Younger files of a family wait for an older one that cannot be read, so long and for so many attempts; then they are read, and its
+lines come late. One that stays unreadable must not keep a whole family from being read."""
 
 Id = tuple[int, int]
 
@@ -65,7 +69,7 @@ class Tail:
 
     __slots__ = (
         "due", "gap", "gone_at", "grew_at", "head", "held_since", "id", "leftover", "memory", "mtime_ns", "offset", "path", "seen",
-        "size", "state",
+        "size", "state", "stuck_since", "stuck_tries",
     )  # fmt: skip
 
     def __init__(self, path: str, id_: Id) -> None:
@@ -83,6 +87,8 @@ class Tail:
         self.held_since: float | None = None
         self.leftover = False
         self.gap: dict[str, Any] | None = None
+        self.stuck_since = 0.0
+        self.stuck_tries = 0
         self.state: dict[str, Any] = {"path": path, "dev": id_[0], "ino": id_[1], "offset": 0}
 
     @classmethod
@@ -245,6 +251,8 @@ class Files:
         self.troubles: dict[str, str] = {}
         self.lost: list[Tail] = []
         self.by_path: dict[str, Tail] = {}
+        self.stuck: dict[Id, Tail] = {}
+        """Those that could not be read when they should have been."""
 
     def restore(self, states: Iterable[dict[str, Any]]) -> None:
         for state in states:
@@ -336,6 +344,8 @@ class Files:
             self._touch(tail, status, now)
         for id_ in [id_ for id_ in self.tails if id_ not in listing]:
             self._missing(self.tails[id_], now)
+        for id_ in [id_ for id_ in self.stuck if id_ not in listing and id_ not in self.tails]:
+            self.release(self.stuck[id_])
         self.by_path = {tail.path: tail for tail in self.tails.values() if tail.gone_at is None}
 
     def _kin(self) -> dict[str, list[Tail]]:
@@ -349,7 +359,7 @@ class Files:
     def _back(self, id_: Id, path: str) -> Tail | None:
         """The stream of an inode that comes into sight again, unless the inode was given to another file meanwhile."""
         tail = self.retired.pop(id_, None)
-        if tail is None or not tail.is_head(_first_bytes(path)):
+        if tail is None or not _may_be(tail, path):
             return None
         tail.state.pop("retired", None)
         tail.seen = (-1, -1)
@@ -381,7 +391,10 @@ class Files:
         family = family_of(path)
         tail = Tail(path, id_)
         # A copy has a name that a rotation gave it.
-        origin = _origin(path, kin.get(family, ())) if path != family else None
+        may_be_copy = path != family and family in kin
+        if may_be_copy and not self._is_readable(tail, status):
+            return None
+        origin = _origin(path, kin[family]) if may_be_copy else None
         if origin is not None:
             if is_archive(path):
                 if origin.id in self._fds and origin.gone_at is not None:
@@ -398,6 +411,20 @@ class Files:
                 tail = origin.at(status.st_size, path, id_)
         self.tails[id_] = tail
         return tail
+
+    def _is_readable(self, tail: Tail, status: os.stat_result) -> bool:
+        """Whether it can be told what a new file is. One that cannot be read keeps its place in the order meanwhile."""
+        try:
+            _read_at(tail.path, 0, 1)
+        except OSError as error:
+            if is_archive(tail.path):
+                return True
+            self.troubles[tail.path] = f"{tail.path}: {error.strerror or error}"
+            tail.mtime_ns = status.st_mtime_ns
+            self.hold(tail)
+            return False
+        self.release(tail)
+        return True
 
     @staticmethod
     def _to_end(tail: Tail, size: int) -> None:
@@ -444,7 +471,7 @@ class Files:
         for path in (tail.path, *_siblings(tail.path)):
             try:
                 status = os.stat(path)
-                if (status.st_dev, status.st_ino) == tail.id and tail.is_head(_first_bytes(path)):
+                if (status.st_dev, status.st_ino) == tail.id and _may_be(tail, path):
                     tail.path = path
                     return True
             except OSError:
@@ -470,6 +497,7 @@ class Files:
 
     def _forget(self, tail: Tail, *, lost: bool) -> None:
         self.tails.pop(tail.id, None)
+        self.release(tail)
         self._close(tail.id)
         tail.due = tail.leftover = False
         tail.held_since = None
@@ -485,6 +513,24 @@ class Files:
         if is_archive(tail.path):
             return True
         return tail.gone_at is not None and time.monotonic() - max(tail.gone_at, tail.grew_at) > self._grace_s
+
+    def hold(self, tail: Tail) -> None:
+        """Note that a stream cannot be read just now; it keeps its place in the order for a while."""
+        tail = self.stuck.setdefault(tail.id, tail)
+        tail.stuck_tries += 1
+        if tail.stuck_tries == 1:
+            tail.stuck_since = time.monotonic()
+
+    def release(self, tail: Tail) -> None:
+        """It was read, or will not be."""
+        held = self.stuck.pop(tail.id, None)
+        if held is not None:
+            held.stuck_tries = 0
+
+    @staticmethod
+    def waited_for(tail: Tail) -> bool:
+        """Whether younger files still wait for a stream that is held."""
+        return tail.stuck_tries < STUCK_TRIES or time.monotonic() - tail.stuck_since < STUCK_WAIT_S
 
     # Reading
 
@@ -652,6 +698,16 @@ def _first_bytes(path: str) -> bytes:
         return _read_at(path, 0, HEAD_BYTES)
     except OSError:
         return b""
+
+
+def _may_be(tail: Tail, path: str) -> bool:
+    """Whether a file of the same inode may be this stream. Where it cannot be read now, the inode has to do; its head is looked at
+    again whenever it is read.
+    """
+    try:
+        return tail.is_head(_read_at(path, 0, HEAD_BYTES))
+    except OSError:
+        return not is_archive(path)
 
 
 def _has_last(tail: Tail, path: str) -> bool:

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from annotated_types import Ge, Le
 
-from agent.component import ConfigError, NotConnected
+from agent.component import ConfigError, NotConnected, in_words
 
 Table = Literal["coil", "discrete", "input", "holding"]
 
@@ -434,7 +434,7 @@ class Link:
                 f"{address.url}: no secure connection ({error.reason or error}); it may want a client certificate (tls.certificate_file)"
             ) from None
         except OSError as error:
-            raise NotConnected(f"{address.url} cannot be reached: {error.strerror or error}") from None
+            raise NotConnected(f"{address.url} cannot be reached: {in_words(error)}") from None
         return transport
 
     def _tls_context(self) -> ssl.SSLContext:

@@ -25,6 +25,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 
 from agent.sources.modbus_link import REGISTERS_MAX, Table
 from agent.sources.modbus_plan import Span
+from agent.sources.signals import ConfigSignal, check_signal
 from agent.wire.event import INFORMATIONAL, LOW, Event
 
 Role = Literal["reading", "counter", "state", "setpoint", "mode", "identity"]
@@ -57,7 +58,7 @@ CONFIRMED: Final = frozenset({"setpoint", "mode", "identity"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigPoint:
+class ConfigPoint(ConfigSignal):
     """One value of a device. `address` counts from 0, as on the wire (40001 in a manual is holding 0)."""
 
     name: Annotated[str, MinLen(1), MaxLen(200)]
@@ -98,6 +99,7 @@ class ConfigPoint:
             raise ValueError(f"role: a counter is a number, and {kind} is not")
         if not self.numeric and (self.scale != 1 or self.offset or self.deadband or self.deadband_percent):
             raise ValueError(f"scale: scale, offset and deadband are for numbers, and {kind} is not one")
+        check_signal(self, self.role, numeric=self.numeric)
 
     def _check_bits(self) -> None:
         kind = self.kind
@@ -245,6 +247,7 @@ class Watch:
         }
         if config.unit is not None:
             self._base["unit"] = config.unit
+        self._base |= config.signal_data()
 
     def remember(self, stored: list[Any] | None) -> None:
         """Begin anew from what the cursor knows: [fingerprint, raw value, when]; from nothing where it is of another layout."""

@@ -16,19 +16,30 @@ A node that does not exist is named in the report and tried again; it silences n
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le
 
-from agent.component import Cursor, Report, now_us
+from agent.component import ConfigError, Cursor, Report, now_us
+from agent.sources.opcua_authorities import problems_of, read_trust_list, stale_revocations
 from agent.sources.opcua_browse import ConfigBrowse, browsed_nodes
-from agent.sources.opcua_connect import Access, CertificateChanged, Connection, SessionRefused, connect, translated
+from agent.sources.opcua_connect import (
+    Access,
+    CertificateChanged,
+    CertificateRefused,
+    Connection,
+    SessionRefused,
+    connect,
+    translated,
+)
 from agent.sources.opcua_events import EventReader
 from agent.sources.opcua_items import Items
-from agent.sources.opcua_nodes import ConfigNode, default_name
+from agent.sources.opcua_nodes import ConfigNode, default_name, time_us
 from agent.sources.opcua_position import Position, Subscription
 from agent.sources.opcua_private import DataChanges, Published, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
@@ -40,9 +51,12 @@ NOTIFICATIONS_MAX = 2_000
 """Asked of the server for one message, and about what one yield carries."""
 REPUBLISH_MAX = 10_000
 """Messages asked for again after an absence; what lies beyond is declared a gap when the next number comes."""
+CURSOR_KEPT_S = 60.0
+"""How old a cursor gets where only keep-alives come: a gap of a quiet server does not begin with its last value, days ago."""
 RETRY_MISSING_S = 30.0
 GAP_NAMES_MAX = 20
 
+DEPRECATED = ("Basic128Rsa15", "Basic256")
 SECURITIES = Literal[
     "None",
     "Basic256Sha256/Sign",
@@ -73,6 +87,10 @@ class ConfigOpcUa:
     user_certificate_file: str | None = None
     user_key_file: str | None = None
     allow_password_in_clear: bool = False
+    trust_dir: str | None = None
+    """Certificates of authorities, their revocation lists, certificates of servers; `<state_dir>/opcua/trust` if not given."""
+    crl_required: bool = False
+    """Refuse a server whose authority has no current revocation list in the trust list."""
     nodes: tuple[str | ConfigNode, ...] = ()
     browse: tuple[ConfigBrowse, ...] = ()
     audit: bool = False
@@ -127,6 +145,9 @@ class ConfigOpcUa:
             password_file=self.password_file,
             user_certificate_file=self.user_certificate_file,
             user_key_file=self.user_key_file,
+            trust_dir=self.trust_dir,
+            crl_required=self.crl_required,
+            allow_password_in_clear=self.allow_password_in_clear,
             timeout_s=self.timeout_s,
             session_s=self.session_s,
             conditions=self.alarms,
@@ -150,6 +171,32 @@ class ConfigOpcUa:
                     pass
             except OSError as error:
                 yield key, f"{path}: {error.strerror}", "Name a file that exists and that the agent's user can read."
+        if self.trust_dir is not None:
+            yield from problems_of(Path(self.trust_dir))
+
+    def warnings(self) -> Iterable[tuple[str, str, str]]:
+        """What works, and should be otherwise: (key, what, what to do)."""
+        policy = self.security.partition("/")[0]
+        if policy in DEPRECATED:
+            text = f"{policy} rests on SHA-1 or short keys and was withdrawn by the OPC Foundation"
+            yield (
+                "security",
+                text,
+                "Choose Basic256Sha256, Aes128Sha256RsaOaep or Aes256Sha256RsaPss where the server has one.",
+            )
+        if policy == "None":
+            text = "anybody on the network can read what the server sends, and answer in its place"
+            yield "security", text, "Choose a security where the server has one (linewarden-agent browse URL)."
+        if self.allow_password_in_clear:
+            yield "allow_password_in_clear", "everybody on the network can read the password", "Take it out again."
+        if self.trust_dir is not None:
+            with suppress(ConfigError):
+                for text in stale_revocations(read_trust_list(Path(self.trust_dir))):
+                    yield (
+                        "trust_dir",
+                        text,
+                        "Put a current list there, or nobody notices a certificate that was revoked.",
+                    )
 
 
 def _until_now(gaps: list[Event]) -> list[Event]:
@@ -180,26 +227,31 @@ class OpcUaSource:
         self._watch = Watch(name, config.url)
         self._distrusted: set[int] = set()
         """Ids of subscriptions that turned out to be gone: the cursor has them still, and they must not be continued."""
+        self._ahead_us: int | None = None
+        """How much our clock is at least ahead of the server's; None where it does not tell its own."""
         self._refused: tuple[str, str] | None = None
         """The session that the server would not take up: the next connection makes a new one, and transfers the subscriptions."""
         self._transferred = False
         """In this connection a subscription was taken over from an earlier session."""
+        self._ended: Exception | None = None
+        """A subscription or the connection has ended, and why: raised when what came before its end is durable."""
         self._retry_missing_s = 0.0
 
     async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         """One connection's worth of events; see agent.component.Source."""
-        position = Position.load(cursor)
+        self._ended, position = None, Position.load(cursor)
         session, self._refused = position.session if position.session != self._refused else None, None
         try:
             connection = await connect(self._config.access(), session)
         except SessionRefused:
             self._refused = session
             raise
-        except CertificateChanged as changed:
-            events = self._certificate_changed(changed, position)
+        except (CertificateChanged, CertificateRefused) as refused:
+            events = self._certificate_refused(refused, position)
             if events:
                 yield events, position.save()
             raise
+        position.warned.pop("refused", None)
         pump = PublishPump(connection.link)
         try:
             with translated(self._config.url):
@@ -207,27 +259,40 @@ class OpcUaSource:
             self._report.ok()
             # Also without events: from here on the cursor knows the session, and a kill finds its way back.
             yield events, position.save()
+            self._items.committed()
             pump.start()
+            kept_s = time.monotonic()
             while True:
                 with translated(self._config.url):
+                    self._raise_if_ended()
                     events, taken = await self._next(connection, position, pump)
-                if events:
+                if events or taken or time.monotonic() - kept_s > CURSOR_KEPT_S:
                     yield events, position.save()
+                    kept_s = time.monotonic()
                     self._not_silent_while_away(position)
+                self._items.committed()
                 for subscription_id, sequence in taken:
                     pump.acknowledge(subscription_id, sequence)
         except SubscriptionLost:
             self._distrusted = {subscription.id for subscription in position.subscriptions.values()}
             raise
         finally:
+            # What was taken and not stored will be asked for again, and is news then as it was now.
+            self._items.roll_back()
             await pump.close()
             await connection.link.drop()
+
+    def _raise_if_ended(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            raise ended
 
     # Subscribing --------------------------------------------------------------------------------------------------------------
 
     async def _establish(self, connection: Connection, position: Position) -> list[Event]:
         """Continue what there was, or begin anew; the events that come with it."""
         position.session = connection.link.session()
+        await self._compare_clocks(connection)
         self._transferred = False
         nodes = {node.node: node for node in self._config.configured()}
         found, troubles = await browsed_nodes(connection, self._config.browse)
@@ -239,39 +304,59 @@ class OpcUaSource:
         plan = self._items.lay_out(
             [*nodes.values(), *(node for node in found if node.node not in nodes)], connection.namespaces
         )
+        await self._items.learn_ranges(connection)
         events = list(self._watch.expiring(connection, position, now_us()))
         wanted = {"data"} if len(self._items) else set()
         for kind in position.subscriptions.keys() - wanted - ({"events"} if self._events is not None else set()):
             events += await self._let_go(connection, position, kind, "")
         if wanted:
             events += await self._establish_data(connection, position, plan)
-        if self._events is not None:
+        if self._events is not None and self._ended is None:
             events += await self._establish_events(connection, position, self._events)
         self._keep_cursor_small(position)
         return events
 
+    async def _compare_clocks(self, connection: Connection) -> None:
+        """How much our clock is at least ahead of the server's: it read its own after we had read ours."""
+        asked_us = now_us()
+        told = [time_us(each) for each in await connection.link.clock() if isinstance(each, datetime)]
+        server_us = max((each for each in told if each is not None), default=None)
+        self._ahead_us = asked_us - server_us if server_us is not None else None
+
+    def _complete_until(self, message: Published, now: int) -> int:
+        """Up to when all is known once this message is taken: the last sampling before the server made it.
+
+        By when it came a gap would begin too late: it may have been long on its way, or have lain here.
+        """
+        made_us = now
+        if message.published_us is not None and self._ahead_us is not None:
+            made_us = min(now, message.published_us + self._ahead_us)
+        return made_us - round(self._config.publishing_interval_ms * 1_000)
+
     async def _establish_data(self, connection: Connection, position: Position, plan: str) -> list[Event]:
         earlier = position.subscriptions.get("data")
+        events: list[Event] = []
         if earlier is not None and earlier.plan == plan:
             self._items.taken_up(position.missing, position.queue_size)
-            events = await self._continue(connection, position, earlier)
-            if events is not None:
+            if await self._continue(connection, position, earlier, events):
                 return events
         gap = await self._let_go(connection, position, "data", plan)
         subscription = position.subscriptions["data"] = await self._create(connection, plan)
         self._items.start_over()
         await self._watch_items(connection, position, subscription)
-        return _until_now(gap)
+        return [*events, *_until_now(gap)]
 
     async def _establish_events(self, connection: Connection, position: Position, reader: EventReader) -> list[Event]:
         earlier, plan = position.subscriptions.get("events"), reader.plan()
         reader.begin_session()
-        events: list[Event] | None = None
+        events: list[Event] = []
+        continued = False
         if earlier is not None and earlier.plan in (plan, f"{plan}-core"):
             reader.select(core_only=earlier.plan != plan)
-            events = await self._continue(connection, position, earlier)
-        if events is None:
-            events = await self._let_go(connection, position, "events", plan)
+            continued = await self._continue(connection, position, earlier, events)
+        if not continued:
+            gap = await self._let_go(connection, position, "events", plan)
+            events += gap
             subscription = await self._create(connection, plan)
             answer = (await connection.link.create_items(subscription.id, [reader.request()]))[0].StatusCode
             if not answer.is_good():
@@ -285,7 +370,7 @@ class OpcUaSource:
                 return events
             self._report.ok("events")
             position.subscriptions["events"] = subscription
-            _until_now(events)
+            _until_now(gap)
         if self._config.alarms:
             await self._refresh_conditions(connection, position)
         return events
@@ -299,32 +384,35 @@ class OpcUaSource:
             await connection.link.delete_subscription(earlier.id)
         same = earlier.plan.removesuffix("-core") == plan
         reason = "the server no longer had the subscription" if same else "what is watched was changed"
-        return [self._gap(f"{reason}; {kind} in between is unknown", position.seen_us)]
+        return [self._gap(f"{reason}; {kind} in between is unknown", earlier.complete_us)]
 
     async def _continue(
-        self, connection: Connection, position: Position, subscription: Subscription
-    ) -> list[Event] | None:
-        """Take an earlier subscription up again and fetch what was sent in between. None where the server does not have it."""
+        self, connection: Connection, position: Position, subscription: Subscription, events: list[Event]
+    ) -> bool:
+        """Take an earlier subscription up again and fetch what was sent in between, into `events`. False where the server has it not."""
         if subscription.id in self._distrusted:
-            return None
+            return False
         if not connection.resumed:
             if not await connection.link.transfer(subscription.id):
-                return None
+                return False
             self._transferred = True
-        events: list[Event] = []
         for _ in range(REPUBLISH_MAX):
             try:
                 again = await connection.link.republish(subscription.id, subscription.next_sequence)
             except ua.UaStatusCodeError as error:
                 if subscription_is_gone(error):
-                    return None
+                    return False
                 raise
+            except (OSError, TimeoutError) as error:
+                # A server may give each message once (asyncua's does): what came before the break is kept, and the break told after it.
+                self._ended = error
+                break
             if again is None:
                 break
             self._report.count("messages_republished")
             events += await self._take(connection, position, subscription, again)
         subscription.heard_s = time.monotonic()
-        return events
+        return True
 
     async def _create(self, connection: Connection, plan: str) -> Subscription:
         config = self._config
@@ -337,8 +425,9 @@ class OpcUaSource:
         )
         parameters.MaxNotificationsPerPublish = NOTIFICATIONS_MAX
         parameters.PublishingEnabled = True
+        asked_us = now_us()
         created = await connection.link.create_subscription(parameters)
-        return Subscription(created.SubscriptionId, 0, plan)
+        return Subscription(created.SubscriptionId, 0, plan, asked_us)
 
     async def _watch_items(self, connection: Connection, position: Position, subscription: Subscription) -> None:
         await self._items.watch(connection, subscription.id)
@@ -380,7 +469,10 @@ class OpcUaSource:
                 continue
             subscription.heard_s = time.monotonic()
             events += await self._fill_hole(connection, position, subscription, message)
-            if message.notifications is None or message.notifications:
+            if message.notifications == []:
+                # A keep-alive: there was nothing to tell.
+                subscription.complete_us = self._complete_until(message, now_us())
+            else:
                 taken.append((message.subscription_id, message.sequence))
                 events += await self._take(connection, position, subscription, message)
         self._check_silence(position)
@@ -394,6 +486,7 @@ class OpcUaSource:
             namespaces = (await connection.link.read_values([ua.NodeId(ua.ObjectIds.Server_NamespaceArray)]))[0]
             connection.namespaces = namespaces if isinstance(namespaces, list) else connection.namespaces
             await self._watch_items(connection, position, position.subscriptions["data"])
+            await self._items.learn_ranges(connection)
         events = list(self._watch.expiring(connection, position, now_us()))
         if self._config.audit:
             events += await self._watch.rejected(connection, position, now_us())
@@ -409,7 +502,7 @@ class OpcUaSource:
         limit_s = 2 * self._config.dead_after_s
         for kind, subscription in position.subscriptions.items():
             if time.monotonic() - subscription.heard_s > limit_s:
-                raise SubscriptionLost(
+                self._ended = SubscriptionLost(
                     f"{self._config.url}: the subscription of {kind} was silent for {limit_s:g} s while the server answers"
                 )
 
@@ -422,8 +515,6 @@ class OpcUaSource:
         self, connection: Connection, position: Position, subscription: Subscription, message: Published
     ) -> list[Event]:
         """Messages between the last one taken and this one: asked for again, and declared lost where the server has none."""
-        if subscription.sequence == 0:
-            subscription.sequence = max(0, message.sequence - 1)
         events: list[Event] = []
         for _ in range(min(subscription.ahead(message.sequence), REPUBLISH_MAX)):
             again = await connection.link.republish(subscription.id, subscription.next_sequence)
@@ -432,9 +523,9 @@ class OpcUaSource:
             events += await self._take(connection, position, subscription, again)
         lost = subscription.ahead(message.sequence)
         if lost > 0:
-            from_us = position.seen_us
             subscription.sequence = message.sequence - 1
-            events.append(self._gap(f"{lost} messages of the server are missing", from_us, messages=lost))
+            reason = f"{lost} messages of the server are missing"
+            events.append(self._gap(reason, subscription.complete_us, messages=lost))
         return events
 
     async def _take(
@@ -443,9 +534,9 @@ class OpcUaSource:
         """The events of one message, in order; one that was taken before gives none."""
         if subscription.ahead(message.sequence) < 0:
             return []
-        now, from_us = now_us(), position.seen_us
+        now, from_us = now_us(), subscription.complete_us
         subscription.sequence = message.sequence
-        position.seen_us = now
+        subscription.complete_us = self._complete_until(message, now)
         if message.notifications is None:
             return [self._gap(f"a message of the server could not be decoded ({message.reason})", from_us)]
         events: list[Event] = []
@@ -485,7 +576,8 @@ class OpcUaSource:
             # Meant for our own earlier session, from which we took it over; node-opcua tells it to the new one.
             return
         if code in (ua.StatusCodes.BadTimeout, ua.StatusCodes.GoodSubscriptionTransferred):
-            raise SubscriptionLost(f"{self._config.url}: the server ended the subscription ({name})")
+            self._ended = SubscriptionLost(f"{self._config.url}: the server ended the subscription ({name})")
+            return
         self._report.count("status_changes")
         self._report.fault(f"the server says of the subscription: {name}", "subscription")
 
@@ -515,16 +607,21 @@ class OpcUaSource:
         reason = "queues of the server overflowed, values of these nodes are missing"
         return self._gap(reason, from_us, nodes=names[:GAP_NAMES_MAX], nodes_count=len(names))
 
-    def _certificate_changed(self, changed: CertificateChanged, position: Position) -> list[Event]:
+    def _certificate_refused(self, refused: CertificateChanged | CertificateRefused, position: Position) -> list[Event]:
         """Said once for each certificate that shows up, however often the connection is tried."""
-        shown = thumbprint(changed.shown)
-        if position.warned.get("changed") == shown:
+        shown = thumbprint(refused.shown)
+        if position.warned.get("refused") == shown:
             return []
-        position.warned["changed"] = shown
+        position.warned["refused"] = shown
         now = now_us()
-        data = {"trusted_thumbprint": thumbprint(changed.pinned), "shown_thumbprint": shown}
-        message = f"the server of {self._name} shows another certificate than the trusted one"
-        kind = "security.certificate.changed"
+        if isinstance(refused, CertificateChanged):
+            kind = "security.certificate.changed"
+            message = f"the server of {self._name} shows another certificate than the trusted one"
+            data = {"trusted_thumbprint": thumbprint(refused.pinned), "shown_thumbprint": shown}
+        else:
+            kind = f"security.certificate.{refused.kind}"
+            message = f"the server of {self._name} shows a certificate that {refused.reason}"
+            data = {"whose": "server", "thumbprint": shown, "reason": refused.reason}
         return [
             Event(now, now, kind, self._name, target=self._config.url, outcome="failure", message=message, data=data)
         ]

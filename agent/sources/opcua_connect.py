@@ -7,13 +7,14 @@ are sorted by what helps: NotConnected where waiting may, ConfigError where a pe
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from agent.component import ConfigError, NotConnected
-from agent.sources.opcua_private import Link, Login, Security, ua
+from agent.component import ConfigError, NotConnected, in_words
+from agent.sources.opcua_authorities import Refusal, read_trust_list, refusal
+from agent.sources.opcua_private import Link, Login, PasswordInClear, Security, is_of_decoding, ua
 from agent.sources.opcua_trust import (
     Identity,
     default_application_uri,
@@ -28,6 +29,8 @@ from agent.sources.opcua_trust import (
 )
 
 PASSWORD_BYTES_MAX = 1_024
+TRUST_FOLDER = "trust"
+"""Below the state folder's `opcua`: the trust list, where trust_dir names no other."""
 ITEMS_PER_CALL_USUAL = 500
 """Where a server gives no limit: small enough for a message of 64 KiB."""
 
@@ -43,6 +46,24 @@ class CertificateChanged(ConfigError):
         )
         self.pinned = pinned
         self.shown = shown
+
+
+class CertificateRefused(ConfigError):
+    """The trust list does not vouch for the certificate that the server shows. `kind`: untrusted or invalid."""
+
+    def __init__(self, url: str, shown: bytes, why: Refusal) -> None:
+        name = f"{thumbprint(shown)} ({subject(shown)}, SHA-256 {fingerprint(shown)})" if shown else "there"
+        super().__init__(
+            f"{url} shows a certificate that is refused: {name} {why.text}",
+            key="trust_dir",
+            remedy=(
+                "Let the server have a new certificate of the plant's authority. To take this one all the same, as it is: "
+                f"linewarden-agent trust {url}"
+            ),
+        )
+        self.kind = why.kind
+        self.shown = shown
+        self.reason = why.text
 
 
 class SessionRefused(NotConnected):
@@ -63,6 +84,9 @@ class Access:
     password_file: str | None = None
     user_certificate_file: str | None = None
     user_key_file: str | None = None
+    trust_dir: str | None = None
+    crl_required: bool = False
+    allow_password_in_clear: bool = False
     timeout_s: float = 10.0
     session_s: float = 600.0
     conditions: bool = False
@@ -99,8 +123,8 @@ class _Keys:
 async def connect(access: Access, session: tuple[str, str] | None) -> Connection:
     """Open a link and a session, the earlier one if the server still has it. Raises NotConnected, ConfigError, CertificateChanged."""
     keys = await asyncio.to_thread(_load, access)
-    if access.security != "None" and not keys.server_certificate:
-        await _refuse_unknown_server(access)
+    if keys.identity is not None and not keys.server_certificate:
+        keys = replace(keys, server_certificate=await _vouched_for(access))
     link = _link(access, keys)
     try:
         return await _open(access, keys, link, session)
@@ -110,20 +134,20 @@ async def connect(access: Access, session: tuple[str, str] | None) -> Connection
 
 
 async def _open(access: Access, keys: _Keys, link: Link, session: tuple[str, str] | None) -> Connection:
-    try:
-        await link.open_channel()
-    except (OSError, TimeoutError, ua.UaError) as error:
-        await _explain_channel(access, keys, error)
     with translated(access.url):
+        try:
+            await link.open_channel()
+        except (OSError, TimeoutError, ua.UaError) as error:
+            await _explain_channel(access, keys, error)
         endpoint = _endpoint(access, await link.endpoints())
-        resumed = await _sign_in(link, session, endpoint.UserIdentityTokens or [])
+        resumed = await _sign_in(link, session, endpoint)
         namespaces, limits = await _learn(link)
         own = keys.identity.certificate if keys.identity is not None else b""
         shown = first_certificate(endpoint.ServerCertificate or b"") if keys.identity is not None else b""
         return Connection(link, resumed, namespaces, limits, shown, own)
 
 
-async def _sign_in(link: Link, session: tuple[str, str] | None, policies: list[Any]) -> bool:
+async def _sign_in(link: Link, session: tuple[str, str] | None, endpoint: Any) -> bool:
     """Take up the earlier session if the server still has it, else make one; whether it is the earlier one.
 
     A kill between an activation and its commit leaves an old nonce in the cursor. A server may then close the channel, and would
@@ -133,7 +157,8 @@ async def _sign_in(link: Link, session: tuple[str, str] | None, policies: list[A
         await link.open_session()
         return False
     try:
-        if await link.reopen_session(*session, policies):
+        shown = first_certificate(endpoint.ServerCertificate or b"")
+        if await link.reopen_session(*session, endpoint.UserIdentityTokens or [], shown):
             return True
         await link.open_session()
     except (OSError, TimeoutError) as error:
@@ -198,11 +223,17 @@ def _link(access: Access, keys: _Keys) -> Link:
         timeout_s=access.timeout_s,
         session_s=access.session_s,
         conditions=access.conditions,
+        allow_password_in_clear=access.allow_password_in_clear,
     )
 
 
 async def shown_certificate(url: str, timeout_s: float) -> bytes:
     """The certificate that whoever answers at the URL shows now; empty where it has none. Raises NotConnected. Trusts nothing."""
+    return first_certificate((await _shown(url, timeout_s))[0])
+
+
+async def _shown(url: str, timeout_s: float) -> tuple[bytes, str]:
+    """What a server shows, its chain and all, and as which application it answers."""
     link = Link(
         url,
         Security(),
@@ -216,18 +247,32 @@ async def shown_certificate(url: str, timeout_s: float) -> bytes:
         with translated(url):
             await link.open_channel()
             certificates = [
-                first_certificate(each.ServerCertificate) for each in await link.endpoints() if each.ServerCertificate
+                (each.ServerCertificate, each.Server.ApplicationUri or "")
+                for each in await link.endpoints()
+                if each.ServerCertificate
             ]
-            return certificates[0] if certificates else b""
+            return certificates[0] if certificates else (b"", "")
     finally:
         await link.drop()
 
 
-async def _refuse_unknown_server(access: Access) -> None:
-    shown = await shown_certificate(access.url, access.timeout_s)
+async def _vouched_for(access: Access) -> bytes:
+    """The certificate of a server that nobody pinned, if the trust list vouches for it; else a refusal that says why, and what to do.
+
+    It came over a channel that proves nothing. What proves that the server is its holder is the channel that is opened with it.
+    """
+    folder = Path(access.trust_dir) if access.trust_dir else state_folder(access.state_dir) / TRUST_FOLDER
+    trust = await asyncio.to_thread(read_trust_list, folder)
+    chain, application_uri = await _shown(access.url, access.timeout_s)
+    shown = first_certificate(chain)
     if not shown:
         remedy = 'Its endpoints have no encryption. Set security = "None" if that is how the plant wants it.'
         raise ConfigError(f"{access.url} shows no certificate", key="security", remedy=remedy)
+    if trust:
+        why = refusal(chain, access.url, application_uri, trust, crl_required=access.crl_required)
+        if why is None:
+            return shown
+        raise CertificateRefused(access.url, shown, why)
     raise ConfigError(
         f"{access.url} shows a certificate that was never trusted: {thumbprint(shown)} ({subject(shown)}, SHA-256 {fingerprint(shown)})",
         key="server_certificate_file",
@@ -313,11 +358,7 @@ def translated(url: str, identity: Identity | None = None) -> Iterator[None]:
         yield
     except (OSError, TimeoutError) as error:
         host = urlsplit(url).netloc
-        text = (
-            "no answer in time"
-            if isinstance(error, TimeoutError)
-            else (error.strerror if isinstance(error, OSError) else None) or str(error)
-        )
+        text = "no answer in time" if isinstance(error, TimeoutError) else in_words(error)
         raise NotConnected(f"{host}: {text or type(error).__name__}") from error
     except ua.UaStatusCodeError as error:
         name = type(error).__name__
@@ -331,5 +372,15 @@ def translated(url: str, identity: Identity | None = None) -> Iterator[None]:
             )
             raise ConfigError(f"{url} answers {name}", key="client_certificate_file", remedy=remedy) from error
         raise NotConnected(f"{url} answers {name}") from error
+    except PasswordInClear as error:
+        raise ConfigError(
+            f"{url} wants the password in clear over a channel that does not encrypt",
+            key="security",
+            remedy="Choose a security with SignAndEncrypt, or set allow_password_in_clear = true.",
+        ) from error
     except ua.UaError as error:
         raise NotConnected(f"{url}: {error}") from error
+    except Exception as error:
+        if not is_of_decoding(error):
+            raise
+        raise NotConnected(f"{url} answered what cannot be decoded ({type(error).__name__}: {error})"[:300]) from error

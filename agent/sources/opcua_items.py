@@ -17,6 +17,7 @@ from agent.sources.opcua_connect import Connection
 from agent.sources.opcua_nodes import OVERFLOW, ConfigNode, Item, default_name, reading, resolve
 from agent.sources.opcua_position import Position
 from agent.sources.opcua_private import Change, ua
+from agent.sources.opcua_ranges import learn_ranges
 from agent.wire.event import Event
 
 _NO_FILTER = frozenset(
@@ -39,6 +40,8 @@ class Items:
         self._sampling_interval_ms = sampling_interval_ms
         self._queue_size = queue_size
         self._items: dict[int, Item] = {}
+        self._before: dict[str, tuple[Any, Any]] = {}
+        """Of each node that was heard of since the last commit: what was `seen` and `passed` then."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -60,6 +63,10 @@ class Items:
             self._report.trouble.pop(gone, None)
         described = repr([(item.config, self._sampling(item), self._queue(item)) for item in self._items.values()])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    async def learn_ranges(self, connection: Connection) -> None:
+        """Ask the server for the ranges of signals that have none, those that were not asked for in this session."""
+        await learn_ranges(connection, self._items.values(), self._report)
 
     def taken_up(self, missing: Sequence[str], queue_size: int) -> None:
         """The server goes on with the subscription that an earlier process made: its next notifications are changes."""
@@ -104,6 +111,18 @@ class Items:
                 self._name_missing(item, f"the server answers {answer}")
         return unfiltered
 
+    def committed(self) -> None:
+        """What was taken is durable."""
+        self._before.clear()
+
+    def roll_back(self) -> None:
+        """What was taken since the last commit never came: what is told of it again must not pass for a repetition."""
+        for item in self._items.values():
+            before = self._before.get(item.config.node)
+            if before is not None:
+                item.seen, item.passed = before
+        self._before.clear()
+
     def unwatched(self) -> list[str]:
         """Nodes that the server does not give."""
         return [item.config.node for item in self._items.values() if not item.watched]
@@ -147,12 +166,14 @@ class Items:
         """The events of one message's changes, in order, and the names of nodes that miss values before them."""
         events: list[Event] = []
         overflowed: list[str] = []
-        items, source, known = self._items, self._source, position.known
+        items, source, known, touched = self._items, self._source, position.known, self._before
         for change in changes:
             item = items.get(change.handle)
             if item is None:
                 self._report.count("notifications_unknown")
                 continue
+            if item.config.node not in touched:
+                touched[item.config.node] = (item.seen, item.passed)
             if change.code & OVERFLOW == OVERFLOW:
                 overflowed.append(item.name)
             if item.filtered_here and _within_deadband(item, change):

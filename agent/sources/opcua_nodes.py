@@ -17,6 +17,7 @@ from uuid import UUID
 from annotated_types import Ge, Le
 
 from agent.sources.opcua_private import Change, ua
+from agent.sources.signals import ConfigSignal, check_signal
 from agent.wire.event import Event
 
 TEXT_CHARS_MAX = 4_096
@@ -47,7 +48,7 @@ _TIME_MIN, _TIME_MAX = datetime(1971, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tz
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigNode:
+class ConfigNode(ConfigSignal):
     """One node to watch. What is left out is as the source has it."""
 
     node: str
@@ -63,6 +64,7 @@ class ConfigNode:
         check_node(self.node)
         if self.deadband_type == "percent" and self.deadband > 100:  # noqa: PLR2004 - percent
             raise ValueError(f"deadband: {self.deadband:g} percent of a range is more than all of it; give 0 to 100")
+        check_signal(self, self.role, numeric=True)
 
 
 def check_node(text: str) -> None:
@@ -205,12 +207,15 @@ class Item:
     """The server cannot filter it: an absolute deadband is applied to what it sends."""
     passed: tuple[int, float] | None = None
     """Status and value that last passed the deadband applied here."""
+    range_asked: bool = False
+    """The server was asked for its range in this session."""
     constants: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.constants = {"node": self.config.node, "name": self.name}
         if self.config.unit:
             self.constants["unit"] = self.config.unit
+        self.constants |= self.config.signal_data()
 
 
 def reading(item: Item, source: str, change: Change, now_us: int, known: dict[str, Any]) -> Event | None:

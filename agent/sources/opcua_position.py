@@ -24,6 +24,8 @@ class Subscription:
     """Of the last message that was taken; 0 before the first."""
     plan: str
     """Fingerprint of the items: a subscription made for others cannot be continued."""
+    complete_us: int | None = None
+    """Up to when all that happened is known or declared, by our clock: a gap of this subscription begins here."""
     heard_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -55,8 +57,6 @@ class Position:
     """The server's diagnostics counters as last read."""
     missing: list[str] = field(default_factory=list)
     """Nodes that the server did not take into the subscription."""
-    seen_us: int | None = None
-    """When the last message was taken; None before the first."""
     queue_size: int = 0
     """The smallest queue that the server gave an item."""
     warned: dict[str, str] = field(default_factory=dict)
@@ -80,12 +80,13 @@ class Position:
         return {
             "v": VERSION,
             "session": list(self.session) if self.session else None,
-            "subscriptions": {kind: [each.id, each.sequence, each.plan] for kind, each in self.subscriptions.items()},
+            "subscriptions": {
+                kind: [each.id, each.sequence, each.plan, each.complete_us] for kind, each in self.subscriptions.items()
+            },
             "known": dict(self.known),
             "alarms": dict(self.alarms),
             "counters": dict(self.counters),
             "missing": list(self.missing),
-            "seen_us": self.seen_us,
             "queue_size": self.queue_size,
             "warned": dict(self.warned),
         }

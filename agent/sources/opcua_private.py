@@ -5,6 +5,7 @@ subscription that a session still holds. A Link sends the services one by one, h
 acknowledge. What it takes from the inside is listed here, pinned by `asyncua>=2.1,<2.2` and held by tests/unit/test_opcua_private.py:
 
     Client._server_nonce, Client._policy_ids     to activate a session that an earlier process made
+    Client.server_policy                         to see whether the server wants the password in clear
     UaSession._send_request                      to create a subscription without starting asyncua's publish loop
     ua_binary's decoders                         to learn which publish it was that could not be decoded
     UaClient._make_protocol                      to refuse a message that is too long before it is read
@@ -56,6 +57,10 @@ _GONE = ("BadSubscriptionIdInvalid", "BadNoSubscription", "BadMessageNotAvailabl
 
 class ReadOnlyViolation(Exception):
     """Something tried to send a request that is not a reading one. A defect, and it was not sent."""
+
+
+class PasswordInClear(Exception):
+    """The password would cross the network readable by everybody; nothing was sent."""
 
 
 def condition_refresh(subscription_id: int) -> Any:
@@ -141,13 +146,17 @@ class DataChanges(NamedTuple):
 
 
 class Published(NamedTuple):
-    """One answer to a publish. `notifications` is None where it could not be decoded: what was in it is lost, its number is known."""
+    """One answer to a publish. `notifications` is None where it could not be decoded: what was in it is lost, its number is known.
+
+    `published_us`: when the server made it, by the server's clock; None where it does not say.
+    """
 
     subscription_id: int
     sequence: int
     notifications: list[Any] | None
     available: list[int]
     reason: str = ""
+    published_us: int | None = None
 
 
 class Link:
@@ -163,6 +172,7 @@ class Link:
         timeout_s: float,
         session_s: float,
         conditions: bool,
+        allow_password_in_clear: bool = False,
     ) -> None:
         client = Client(url, timeout=timeout_s)
         client.application_uri = application_uri
@@ -173,6 +183,7 @@ class Link:
         self._client = client
         self._security = security
         self._login = login
+        self._allow_password_in_clear = allow_password_in_clear
         self._renewal: asyncio.Task[None] | None = None
         self.guard = _ReadOnly(conditions=conditions)
         client.uaclient.observer = self.guard
@@ -215,13 +226,18 @@ class Link:
         await self._client.create_session()
         await self._activate()
 
-    async def reopen_session(self, token: str, nonce: str, policies: Sequence[Any]) -> bool:
-        """Take up a session that an earlier connection made. False where the server does not have it or does not give it."""
+    async def reopen_session(self, token: str, nonce: str, policies: Sequence[Any], certificate: bytes) -> bool:
+        """Take up a session that an earlier connection made. False where the server does not have it or does not give it.
+
+        `certificate`: the server's, with which a password is encrypted and a signature bound to it, even where the channel has none.
+        """
         await self._load_login()
         session = self._client.uaclient.session
         session.restore_authentication_token(ua.NodeId.from_string(token))
         self._client._server_nonce = bytes.fromhex(nonce) if nonce else None  # type: ignore[assignment]  # noqa: SLF001
         self._client._policy_ids = list(policies)  # noqa: SLF001
+        if not self._client.security_policy.peer_certificate:
+            self._client.security_policy.peer_certificate = certificate or None
         try:
             await self._activate()
         except ua.UaStatusCodeError:
@@ -242,7 +258,16 @@ class Link:
 
     async def _activate(self) -> None:
         login, certificate = self._login, self._client.user_certificate
+        if login.password and not certificate and not self._allow_password_in_clear:
+            self._refuse_clear_password()
         await self._client.activate_session(username=login.user, password=login.password, certificate=certificate)
+
+    def _refuse_clear_password(self) -> None:
+        """A server may ask for the password unencrypted (its token policy None) over a channel that signs and does not encrypt."""
+        policy = self._client.server_policy(ua.UserTokenType.UserName).SecurityPolicyUri
+        encrypts = self._client.security_policy.Mode == ua.MessageSecurityMode.SignAndEncrypt
+        if not encrypts and policy in (None, "", security_policies.SecurityPolicyNone.URI):
+            raise PasswordInClear
 
     async def _renew(self) -> None:
         """A new key for the channel at three quarters of its life. Where that fails, the next request finds the link dead."""
@@ -287,17 +312,30 @@ class Link:
         """Values of (node, attribute) pairs, in order, in requests of at most `nodes_max`."""
         wanted, values = list(nodes), []
         for at in range(0, len(wanted), nodes_max):
-            request = ua.ReadRequest()
-            request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Neither
-            for node, attribute in wanted[at : at + nodes_max]:
-                request.Parameters.NodesToRead.append(ua.ReadValueId(NodeId=node, AttributeId=attribute))
-            values += (await self._request(request, ua.ReadResponse)).Results
+            values += (await self._read(wanted[at : at + nodes_max])).Results
         return values
+
+    async def _read(self, wanted: Iterable[tuple[Any, Any]]) -> Any:
+        request = ua.ReadRequest()
+        request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Neither
+        for node, attribute in wanted:
+            request.Parameters.NodesToRead.append(ua.ReadValueId(NodeId=node, AttributeId=attribute))
+        return await self._request(request, ua.ReadResponse)
 
     async def read_values(self, nodes: Sequence[Any], *, nodes_max: int = 500) -> list[Any]:
         """The plain values of nodes; NOT_FOUND where there is none."""
         answers = await self.read(((node, ua.AttributeIds.Value) for node in nodes), nodes_max=nodes_max)
         return [a.Value.Value if a.StatusCode.is_good() and a.Value is not None else NOT_FOUND for a in answers]
+
+    async def clock(self) -> list[Any]:
+        """What the server says of its clock when it answers, which is after we asked: the latest of it is meant.
+
+        That is the head of its answer: the variable CurrentTime is renewed once a second by asyncua's server, and later by a busy one.
+        """
+        current = ua.NodeId(ua.ObjectIds.Server_ServerStatus_CurrentTime)
+        answer = await self._read([(current, ua.AttributeIds.Value)])
+        value = answer.Results[0].Value if answer.Results else None
+        return [answer.ResponseHeader.Timestamp, value.Value if value is not None else None]
 
     async def browse(
         self, nodes: Sequence[Any], *, reference: int, inverse: bool = False, references_max: int = 1000
@@ -406,9 +444,21 @@ _SCALARS = {kind: struct.Struct(f"<{form}") for kind, form in enumerate("?bBhHiI
 """A Variant's first byte → how its scalar is packed: Boolean (1) to Double (11)."""
 _STRING, _EXTENSION_OBJECT = 12, 22
 _EPOCH_US = 11_644_473_600_000_000
-"""µs from 1601, where OPC UA's time begins, to 1970."""
+"""µs from 1601, where OPC UA's time begins, to 1970 (Part 6, 5.2.2.5)."""
 _TIME_US_MIN, _TIME_US_MAX = 31_536_000_000_000, 7_258_118_400_000_000
 """1971 and 2200: what lies outside is a sentinel (1601, 1970, 9999), and no time."""
+
+
+def is_of_decoding(error: BaseException) -> bool:
+    """Whether an error arose in asyncua: an answer that no server should give raises whatever its decoder stumbles over."""
+    of_asyncua = False
+    at = error.__traceback__
+    while at is not None:
+        module = str(at.tb_frame.f_globals.get("__name__", ""))
+        if module.startswith(("asyncua.", "agent.")):
+            of_asyncua = module.startswith("asyncua.")
+        at = at.tb_next
+    return of_asyncua
 
 
 def decode_publish(data: Any) -> Published:
@@ -445,8 +495,8 @@ def decode_republish(subscription_id: int, sequence: int, data: Any) -> Publishe
 
 def _published(subscription_id: int, sequence: int, available: list[int], data: Any) -> Published:
     try:
-        data.skip(8)  # PublishTime
-        return Published(subscription_id, sequence, _notifications(data), available)
+        (ticks,) = _INT64.unpack(data.read(8))
+        return Published(subscription_id, sequence, _notifications(data), available, published_us=_time_us(ticks))
     except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
         return Published(subscription_id, sequence, None, available, _told(error))
 

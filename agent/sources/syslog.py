@@ -2,7 +2,9 @@
 
 Nothing can be asked for again, so between the sockets and the buffer stands a queue of at most QUEUE_MESSAGES_MAX messages and
 QUEUE_BYTES_MAX bytes. At the bound, TCP and TLS are not read from, so that the sender waits; a datagram is dropped, counted, and declared
-as a `collection.gap` with its number, and so is what the kernel dropped because we came too late.
+as a `collection.gap` with its number, and so is what the kernel dropped because we came too late. While nobody listened
+at all (a stop, a kill, a port that was taken), devices sent into the void: the cursor knows until when we listened, and a
+`collection.gap` says from when to when.
 
 Counted messages (`83 <34>1 …`, RFC 6587) and messages that end with a line's end are told apart by how each begins. What stands unfinished
 when a connection closes is taken as it is, and marked `cut`.
@@ -14,6 +16,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -35,6 +38,8 @@ BATCH_MESSAGES = 2_000
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """Asked of the kernel for UDP; it gives what net.core.rmem_max allows."""
 KERNEL_DROPS_CHECK_S = 2.0
+CURSOR_EVERY_S = 5.0
+"""The cursor moves so often when nothing comes: a gap may seem to begin so much earlier than it did."""
 _COUNT_DIGITS_MAX = 7
 _SCHEMES = ("udp", "tcp", "tls")
 
@@ -340,17 +345,25 @@ class SyslogSource:
         self.addresses: list[tuple[str, Any]] = []
         """Where it listens: scheme and socket address, once it does."""
 
-    async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:  # noqa: ARG002  # nothing can be read again
+    async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+        """See agent.component.Source. Nothing can be read again: the cursor is the time until which somebody listened."""
         queue = Queue()
         async with contextlib.AsyncExitStack() as stack:
             for url in self._config.listen:
                 await self._listen(url, queue, stack)
             self._report.ok()
+            away = [] if cursor is None else [self._was_away(int(cursor["listened_us"]))]
+            listened_us, moved_s = now_us(), time.monotonic()
+            yield away, {"listened_us": listened_us}
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(KERNEL_DROPS_CHECK_S):
                         await queue.filled.wait()
+                looked_us = now_us()
                 messages, dropped = queue.take()
+                if not queue.filled.is_set():
+                    # What came before this is in our hands; while the queue holds more, a kill would lose older ones.
+                    listened_us = looked_us
                 events = self._events(messages)
                 if dropped:
                     events.append(
@@ -361,8 +374,9 @@ class SyslogSource:
                 missed = self._missed()
                 if missed:
                     events.append(self._gap("the kernel dropped datagrams before they were read", missed))
-                if events:
-                    yield events, None
+                if events or time.monotonic() - moved_s >= CURSOR_EVERY_S:
+                    moved_s = time.monotonic()
+                    yield events, {"listened_us": listened_us}
 
     # Who may
 
@@ -476,6 +490,14 @@ class SyslogSource:
             missed += max(0, drops - self._kernel_drops.get(inode, 0))
             self._kernel_drops[inode] = drops
         return missed
+
+    def _was_away(self, since_us: int) -> Event:
+        """Nobody listened from then until now."""
+        self._report.count("gaps")
+        at = now_us()
+        reason = "nobody listened; what devices sent in between is unknown"
+        data = {"reason": reason, "events": None, "from_us": since_us, "to_us": at}
+        return Event(at, at, "collection.gap", self._name, message=reason, data=data)
 
     def _gap(self, reason: str, events: int) -> Event:
         self._report.count("gaps")

@@ -29,6 +29,7 @@ next batch's `prev` still fits.
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, NamedTuple
@@ -130,8 +131,17 @@ _encoder = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical"
 _core_decoder = msgspec.json.Decoder(CoreLine)
 _personal_decoder = msgspec.json.Decoder(PersonalLine)
 _header_decoder = msgspec.json.Decoder(Header)
-_compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
-_decompressor = zstandard.ZstdDecompressor(max_window_size=2**23)
+
+
+class _Own(threading.local):
+    """zstd's contexts belong to one thread. Shared, two threads at once spoil each other's sections, or bring the process down."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=2**23)
+
+
+_own = _Own()
 
 
 def hash_of(header_bytes: bytes) -> str:
@@ -238,8 +248,9 @@ def seal(
     body = b"\n".join(core)
     header = Header(agent, buffer, lane, no, prev, sealed, len(core), len(body), hashlib.sha256(body).hexdigest(), gap)
     header_bytes = _encoder.encode(header)
-    core_z = _compressor.compress(body)
-    personal_z = _compressor.compress(b"\n".join(personal)) if any(personal) else b""
+    compress = _own.compressor.compress
+    core_z = compress(body)
+    personal_z = compress(b"\n".join(personal)) if any(personal) else b""
     return Sealed(header, assemble(header_bytes, core_z, personal_z), hash_of(header_bytes))
 
 
@@ -424,9 +435,16 @@ def _decompress(section: bytes, name: str) -> bytes:
             raise MalformedBatch(
                 f"the {name} section would decompress to {size} bytes; {SECTION_BYTES_MAX} are allowed"
             )
-        body = _decompressor.decompress(section, max_output_size=SECTION_BYTES_MAX, allow_extra_data=False)
+        body = _own.decompressor.decompress(section, max_output_size=SECTION_BYTES_MAX, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise MalformedBatch(f"the {name} section cannot be decompressed: {error}") from None
     if len(body) != size:
         raise MalformedBatch(f"the {name} section is {len(body)} bytes long and says {size}")
     return body
+
+
+def header_of(wire: bytes) -> tuple[Header, str]:
+    """Header and hash of a frame that is known to be whole: nothing but the header is read."""
+    length = _PREAMBLE.unpack_from(wire)[2]
+    header_bytes = wire[_PREAMBLE.size : _PREAMBLE.size + length]
+    return _checked_header(header_bytes), hash_of(header_bytes)

@@ -134,6 +134,8 @@ security.logging.stopped          | security       | 5 | 5 | 2.10 3.9     | PR.P
 security.usb.attached             | security       | 3 | 3 | 2.3          | DE.CM-09          |    | T0847 | 1010 | a removable medium was attached
 security.remote_access.started    | security       | 3 | 3 | 1.13         | DE.CM-09          |    | T0886 | 6002 | a remote access tool was started
 security.policy.violated          | security       | 4 | 4 | 2.1          | DE.AE-02          |    |       | 2004 | a mandatory access rule refused something
+security.signature.refused        | security       | 4 | 4 | 1.2 3.9      | PR.AA-03 DE.CM-01 |    | T0859 | 2004 | what somebody sent as an agent was not signed with a key that speaks for it
+security.enrolment.refused        | security       | 3 | 3 | 1.2 1.3      | PR.AA-01 PR.AA-03 |    | T0859 | 2004 | somebody tried to become an agent and was refused
 security.chain.forked             | security       | 5 | 5 | 3.9          | PR.DS-01          |    | T0872 | 2004 | two different batches claim one number
 security.chain.broken             | security       | 5 | 5 | 3.9          | PR.DS-01          |    | T0872 | 2004 | a hash chain does not hold
 system                            | system         | 1 | 3 | 2.8          | DE.CM-09          |    |       | 6002 | about the computer
@@ -155,9 +157,17 @@ agent.upgraded                    | agent          | 2 | 3 | 3.4          | PR.P
 agent.configuration.changed       | agent          | 3 | 3 | 3.4 7.6      | PR.PS-01          |    | T0889 | 5019 | the agent's own configuration changed
 agent.source.trouble              | agent          | 2 | 2 | 6.2 2.10     | DE.CM-09          |    |       | 6002 | a source cannot do its work
 agent.source.recovered            | agent          | 1 | 1 | 6.2          | DE.CM-09          |    |       | 6002 | a source works again
+agent.enrolled                    | agent          | 2 | 2 | 1.2 1.3      | PR.AA-01          |    |       | 3001 | an agent was let in, with a key of its own
+agent.key.changed                 | agent          | 2 | 3 | 1.5          | PR.AA-01          |    |       | 3001 | a new key took the place of an agent's key
+agent.revoked                     | agent          | 3 | 3 | 1.3          | PR.AA-01          |    |       | 3001 | the keys of an agent were taken back
 agent.handler.failed              | agent          | 3 | 3 | 6.2 2.10     | DE.CM-09          |    |       | 6002 | a handler raised an error and was set aside
+agent.action.done                 | agent          | 1 | 3 | 6.2          | DE.CM-09          |    |       | 6002 | a local action was done
+agent.action.failed               | agent          | 3 | 3 | 6.2          | DE.CM-09          |    |       | 6002 | a local action failed
+agent.action.timeout              | agent          | 3 | 3 | 6.2          | DE.CM-09          |    |       | 6002 | a local action took too long and was ended
+agent.action.dropped              | agent          | 3 | 3 | 6.2          | DE.CM-09          |    |       | 6002 | a local action was not done for an alert
+agent.action.unknown              | agent          | 3 | 3 | 6.2          | DE.CM-09          |    |       | 6002 | a local action had begun when the agent was ended
 agent.buffer.pressure             | agent          | 3 | 3 | 2.9          | DE.CM-09          |    |       | 6002 | the buffer is nearly full
-agent.buffer.recovered            | agent          | 3 | 3 | 2.9 2.10     | DE.CM-09          |    |       | 6002 | a damaged buffer was set aside and what could be read was saved
+agent.buffer.recovered            | agent          | 3 | 3 | 2.9 2.10     | DE.CM-09          |    |       | 6002 | a damaged or lost buffer was replaced, and what could be read was saved
 agent.contact.lost                | agent          | 3 | 3 | 2.9 6.2      | DE.CM-09          |    | T0815 | 6002 | the collector has not answered for long
 agent.contact.restored            | agent          | 1 | 1 | 6.2          | DE.CM-09          |    |       | 6002 | the collector answers again
 agent.heartbeat                   | agent          | 1 | 1 | 6.2          | DE.CM-09          |    |       | 6002 | the agent is alive
