@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -18,33 +19,97 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from collector import access, export, health, metrics, problems, query, stream
+from collector import (
+    access,
+    accounts,
+    alerts,
+    audit,
+    compliance,
+    description,
+    enrol,
+    export,
+    fleet,
+    headers,
+    health,
+    limits,
+    metrics,
+    notification,
+    oidc,
+    passwords,
+    problems,
+    proof,
+    query,
+    sessions,
+    stream,
+    subject,
+)
+from collector.alert_reader import AlertReader
+from collector.analytics import routes as analytics_routes
+from collector.analytics.folding import Folding
 from collector.config import Settings
+from collector.enrol_signature import Forgeries
+from collector.evidence.keeper import Keeper
+from collector.expiry import Expiry
+from collector.figures import Figures
 from collector.health import Condition
 from collector.ingest import Ingest, post_batches
+from collector.legal import held, leave
 from collector.notify import notify, watchdog_s
-from collector.store import migrate, partitions, retention, rollups
-from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, connect
-from collector.store.events import ALL
-
-if TYPE_CHECKING:
-    from collector.store.database import Anyone
+from collector.oidc_provider import Provider
+from collector.store import migrate, partitions, rollups, users
+from collector.store.database import (
+    Database,
+    StoreMisconfigured,
+    StoreUnavailable,
+    connect,
+    first_line,
+    is_unavailable,
+)
+from collector.vault import Vault
 
 _log = logging.getLogger("linewarden.collector")
 
 PARTITIONS_EVERY_S = 3_600.0
 FOLD_EVERY_S = 5.0
 RETRY_S_MAX = 30.0
+STOP_S_MAX = 4.0
+"""After the requests: for what goes on beside them to end, and again for the connections. systemd kills after 30 s."""
 
 
 class Background:
     """What goes on beside requests: reaching the database, partitions, the watchdog."""
 
-    def __init__(self, settings: Settings, database: Database, condition: Condition, hub: stream.Hub) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, condition: Condition, hub: stream.Hub, vault: Vault
+    ) -> None:
         self._settings = settings
         self._database = database
         self._condition = condition
         self._hub = hub
+        self._vault = vault
+        self.refusals = audit.Refusals(database)
+        self.notifier = notification.Notifier(database, settings.notification)
+        self.reader = AlertReader(
+            database,
+            settings.alerts,
+            settings.rules,
+            self.notifier.routes,
+            on_stored=hub.stored,
+            on_outbox=self.notifier.wake,
+        )
+        self._reached = asyncio.Event()
+        made = settings.evidence
+        self.keeper = Keeper(
+            database, key_file=made.key, origin=made.origin, every_s=made.checkpoint_every_s, places=made.places
+        )
+        if self.keeper.on:
+            condition.checkpoints = self.keeper.state
+        self.forgeries = Forgeries(database, hub.stored)
+        files = {
+            "server.certificate_file": settings.server.certificate_file,
+            "identity.ca_file": settings.identity.ca_file,
+        }
+        self._expiry = Expiry(database, files.items(), hub.stored)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -53,6 +118,24 @@ class Background:
             tasks.create_task(self._store())
             tasks.create_task(self._fold())
             tasks.create_task(self._hub.run())
+            tasks.create_task(self.refusals.run())
+            tasks.create_task(self._keeper())
+            tasks.create_task(self.forgeries.run())
+            tasks.create_task(self._expiry.run(self._reached))
+            tasks.create_task(self._analytics())
+            tasks.create_task(self._when_ready(self.reader.run))
+            tasks.create_task(self._when_ready(self.notifier.run))
+
+    async def _when_ready(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Begin as soon as the database was reached."""
+        while not self._condition.ready:  # noqa: ASYNC110 - at the start alone
+            await asyncio.sleep(0.2)
+        await run()
+
+    def stored(self) -> None:
+        """Something was stored: streams and alerts look."""
+        self._hub.stored()
+        self.reader.wake()
 
     async def _watchdog(self) -> None:
         every_s = watchdog_s()
@@ -69,6 +152,7 @@ class Background:
                     await self._reach()
                 await self._partitions()
                 await self._retention()
+                await self._erasures()
             except (StoreUnavailable, StoreMisconfigured) as error:
                 failures += 1
                 self._failed(error, failures)
@@ -78,6 +162,14 @@ class Background:
                 failures = 0
                 # A jitter, so that many collectors do not come at once.
                 await asyncio.sleep(PARTITIONS_EVERY_S * random.uniform(0.9, 1.0))  # noqa: S311
+
+    async def _keeper(self) -> None:
+        await self._reached.wait()
+        await self.keeper.run()
+
+    async def _analytics(self) -> None:
+        await self._reached.wait()
+        await Folding(self._database).run()
 
     async def _fold(self) -> None:
         """Fold what requests added to the roll-ups. Failing loses nothing: readers add up both, and it is tried again."""
@@ -100,10 +192,13 @@ class Background:
         else:
             await _check_migrated(self._settings.database.address)
         await self._database.open()
+        async with self._database.connection() as connection:
+            await self._vault.load(connection)
         # Before the first batch, so that it finds its partition. Failing is no reason to refuse batches: the default one takes them.
         with contextlib.suppress(StoreUnavailable):
             await self._partitions()
         self._condition.ready, self._condition.trouble = True, ""
+        self._reached.set()
         notify(STATUS="taking batches")
         _log.info("the database is reached; taking batches")
 
@@ -113,18 +208,28 @@ class Background:
             self._condition.partitions = await partitions.look(connection)
             self._condition.partitions_trouble = None
             indexed = await partitions.index_closed(connection)
+            await users.prune(connection)
         if made:
             _log.info("partitions made: %s", ", ".join(made))
         if indexed:
             _log.info("partitions given their index for text: %s", ", ".join(indexed))
 
     async def _retention(self) -> None:
-        policy = self._settings.retention
-        if not policy.anything:
-            return
         async with self._database.connection() as connection:
-            for action in await retention.run(connection, policy.policy, await held(connection), dry=False):
-                _log.info("retention, %s: %s of %d events (%s)", action.day, action.kind, action.events, action.rule)
+            for action in await leave(
+                connection,
+                self._settings.retention,
+                audit.Who.system(),
+                dry=False,
+                sign=await self.keeper.sign(connection),
+            ):
+                _log.info("retention, %s: %s of %d (%s)", action.day, action.kind, action.events, action.rule)
+
+    async def _erasures(self) -> None:
+        """Go on with what was broken off, and with what stands for late events."""
+        async with self._database.connection() as connection:
+            for done in await subject.go_on(connection, await held(connection)):
+                _log.info("erasure %d: %d events", done.erasure_id, done.events)
 
     def _failed(self, error: Exception, failures: int) -> None:
         if self._condition.ready:
@@ -138,19 +243,6 @@ class Background:
             failures & (failures - 1) == 0
         ):  # the first, second, fourth, eighth … time: not a line every half minute for ever
             _log.log(level, "the database cannot be used, trying on (%d): %s", failures, error)
-
-
-async def held(connection: "Anyone") -> list[retention.Hold]:
-    """The legal holds. One that cannot be read any more stops retention: nothing is taken away on a guess."""
-    found = []
-    for row in await retention.holds(connection):
-        try:
-            found.append(retention.Hold(row["hold_id"], query.filter_of(row["query"], ALL)))
-        except (problems.Problem, ValueError) as error:
-            raise StoreMisconfigured(
-                f"legal hold {row['hold_id']} cannot be read, so nothing leaves: {error}"
-            ) from error
-    return found
 
 
 async def migrate_at(dsn: str) -> list[str]:
@@ -179,8 +271,14 @@ def build(settings: Settings) -> Litestar:
         synchronous_commit=settings.database.synchronous_commit,
     )
     condition = Condition()
-    hub = stream.Hub(database)
-    background = Background(settings, database, condition, hub)
+    vault = Vault()
+    hub = stream.Hub(database, vault)
+    background = Background(settings, database, condition, hub, vault)
+
+    ingest = Ingest(
+        database, settings.server.limits, unsigned=settings.identity.unsigned == "allow", on_stored=background.stored
+    )
+    enrolling = enrol.Enrolling(settings.authority_file, timedelta(seconds=settings.identity.key_overlap_s))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -188,13 +286,28 @@ def build(settings: Settings) -> Litestar:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await database.close()
+            await _end(task, database)
 
-    return Litestar(
-        [post_batches, *query.ROUTES, *metrics.ROUTES, *export.ROUTES, *stream.ROUTES, *health.ROUTES],
+    app = Litestar(
+        [
+            post_batches,
+            *enrol.ROUTES,
+            *query.ROUTES,
+            *metrics.ROUTES,
+            *export.ROUTES,
+            *stream.ROUTES,
+            *proof.ROUTES,
+            *analytics_routes.ROUTES,
+            *compliance.ROUTES,
+            *health.ROUTES,
+            *audit.ROUTES,
+            *sessions.ROUTES,
+            *oidc.ROUTES,
+            *accounts.ROUTES,
+            *alerts.ROUTES,
+            *notification.ROUTES,
+            *fleet.ROUTES,
+        ],
         guards=[access.guard],
         exception_handlers=problems.HANDLERS,
         lifespan=[lifespan],
@@ -202,16 +315,65 @@ def build(settings: Settings) -> Litestar:
             {
                 "database": database,
                 "condition": condition,
-                "ingest": Ingest(database, settings.server.limits, on_stored=hub.stored),
+                "ingest": ingest,
+                "enrolling": enrolling,
                 "hub": hub,
+                "refusals": background.refusals,
+                "forgeries": background.forgeries,
+                "vault": vault,
+                **_door(settings),
                 "exports": export.Exports(),
+                "turns": analytics_routes.Turns(),
+                "settings": settings,
+                "figures": Figures(database, background.reader, background.notifier),
             }
         ),
         request_max_body_size=65_536,
         openapi_config=_openapi(),
+        before_send=[headers.before_send(public_url=settings.access.public_url)],
         logging_config=None,
         debug=False,
     )
+    description.complete(app)
+    return app
+
+
+async def _end(task: "asyncio.Task[None]", database: Database) -> None:
+    """End what goes on beside requests, and the connections, in bounded time."""
+    asyncio.get_running_loop().set_exception_handler(_said_at_the_end)
+    task.cancel()
+    _, waiting = await asyncio.wait({task}, timeout=STOP_S_MAX)
+    # What waits for a database that does not answer may hear of nothing else (asyncpg#873, #1265), but of a connection that is cut.
+    await database.close(within_s=0 if waiting else STOP_S_MAX)
+    if waiting:
+        _, waiting = await asyncio.wait({task}, timeout=STOP_S_MAX)
+    if waiting:
+        _log.warning("stopped while the database did not answer; what was not committed is asked for again")
+        return
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _said_at_the_end(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A connection that is cut while asyncpg gives it back leaves an error with nobody to take it: one line of log, and no traceback."""
+    error = context.get("exception")
+    if error is not None and is_unavailable(error):
+        _log.info("a connection to the database ended with the collector: %s", first_line(error))
+    else:
+        loop.default_exception_handler(context)
+
+
+def _door(settings: Settings) -> dict[str, object]:
+    """What guards the door."""
+    return {
+        "rates": limits.Rates(settings.access.requests_per_s, settings.access.requests_burst),
+        "known": limits.Known(),
+        "trusted_proxies": settings.access.trusted_proxies,
+        "terms": settings.access.terms,
+        "hashing": passwords.Hashing(),
+        "public_url": settings.access.public_url,
+        "oidc": Provider(settings.access.oidc) if settings.access.oidc is not None else None,
+    }
 
 
 def _openapi() -> OpenAPIConfig:
@@ -222,6 +384,11 @@ def _openapi() -> OpenAPIConfig:
         # Open to all: it says what there is, and nothing that is in it.
         openapi_router=Router("/schema", route_handlers=[], opt={"access": access.PUBLIC}),
         render_plugins=[JsonRenderPlugin(path="/openapi.json")],
-        components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
-        security=[{"key": []}],
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(type="http", scheme="bearer"),
+                "session": SecurityScheme(type="apiKey", name=access.COOKIE, security_scheme_in="cookie"),
+            }
+        ),
+        security=[{"key": []}, {"session": []}],
     )

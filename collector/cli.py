@@ -2,39 +2,56 @@
 
 import argparse
 import asyncio
+import gc
 import logging
-import re
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import msgspec
 import uvicorn
 from litestar import Litestar
 
-from collector import export
-from collector.app import build, held, migrate_at
+from collector import (
+    audit,
+    cli_access,
+    cli_compliance,
+    cli_evidence,
+    cli_identity,
+    cli_notify,
+    cli_subject,
+    cli_tls,
+    export,
+    legal,
+)
+from collector.app import build, migrate_at
+from collector.audit import Who
+from collector.cli_access import table
+from collector.cli_store import with_store
 from collector.config import Settings, SettingsError, load
+from collector.fleet import FleetAgent, agent_of
 from collector.notify import notify
+from collector.personal import without_people
 from collector.problems import Problem
 from collector.query import agent_out, filter_of
-from collector.store import agents, condition, keys, partitions, retention, rollups
-from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, connect, translated
+from collector.store import agents, condition, partitions, retention, rollups
+from collector.store import fleet as fleet_store
+from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 from collector.store.events import ALL, BadFilter, TooSlow
 
 if TYPE_CHECKING:
     from collector.store.database import Plain
 
-T = TypeVar("T")
 
 _log = logging.getLogger("linewarden.collector")
 
 DONE, FAILED, WRONG = 0, 1, 2
+SWITCH_S = 0.0005
 KEEP_ALIVE_S = 75
 BACKLOG = 1_024
 WS_BYTES_MAX = 4_096
@@ -48,6 +65,8 @@ class Failed(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
     options = _parser().parse_args(arguments)
+    if getattr(options, "bare", False):
+        return _without_settings(options)
     try:
         settings = load(options.config)
     except SettingsError as error:
@@ -59,6 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{error}", file=sys.stderr)
         return WRONG
     except (StoreUnavailable, Failed, OSError) as error:
+        print(f"{error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _without_settings(options: argparse.Namespace) -> int:
+    """A command that works before there are any."""
+    try:
+        return int(options.command(None, options) or DONE)
+    except OSError as error:
         print(f"{error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -84,14 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add(commands, "migrate", _migrate, "bring the tables up to date")
     fleet = add(commands, "agents", _agents, "list the agents and how far each is stored")
     fleet.add_argument("--json", action="store_true", help="for scripts")
-    key = commands.add_parser("key", help="make, list and revoke API keys").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    _key_create(add(key, "create", _create_key, "make a key; it is shown once"))
-    listing = add(key, "list", _list_keys, "list the keys, without their secrets")
-    listing.add_argument("--json", action="store_true", help="for scripts")
-    revoke = add(key, "revoke", _revoke_key, "take a key back, from the next request on")
-    revoke.add_argument("prefix", help="the part of the key between lw_ and the next _")
+    cli_access.register(commands, add)
     db = commands.add_parser("db", help="look after the database").add_subparsers(required=True, metavar="ACTION")
     add(db, "partition", _partition, "make the partitions of the days ahead")
     add(db, "status", _status, "sizes of tables and partitions").add_argument(
@@ -119,7 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     exporting = add(commands, "export", _export, "write all events that a filter finds")
     exporting.add_argument("--format", choices=("ndjson", "json", "csv", "parquet"), default="ndjson")
     exporting.add_argument("--output", type=Path, metavar="FILE", help="(default: standard output)")
+    cli_evidence.bundle_options(exporting)
     _filters(exporting)
+    cli_evidence.register(commands, add)
+    cli_compliance.register(commands, add)
+    cli_notify.register(commands, add)
+    cli_subject.register(commands, add)
+    cli_identity.register(commands, add, fleet)
+    cli_tls.register(commands, add)
     return parser
 
 
@@ -144,47 +174,68 @@ def _query(options: argparse.Namespace) -> str:
 
 def _retention(settings: Settings, options: argparse.Namespace) -> None:
     async def work(connection: "Plain") -> "Sequence[retention.Action]":
-        return await retention.run(connection, settings.retention.policy, await held(connection), dry=options.dry_run)
+        sign = await cli_evidence.sign(connection, settings)
+        return await legal.leave(connection, settings.retention, Who.command(), dry=options.dry_run, sign=sign)
 
-    actions = _with_store(settings, work)
+    actions = with_store(settings, work)
     if options.json:
         print(msgspec.json.encode(actions).decode())
         return
-    words = {"drop": "the whole day", "delete": "rows"}
-    _table([("DAY", "WHAT", "EVENTS", "RULE"), *((str(a.day), words[a.kind], str(a.events), a.rule) for a in actions)])
+    words = {"drop": "the whole day", "delete": "rows", "audit": "audit records", "alerts": "incidents"}
+    table([("DAY", "WHAT", "COUNT", "RULE"), *((str(a.day), words[a.kind], str(a.events), a.rule) for a in actions)])
 
 
 def _hold(settings: Settings, options: argparse.Namespace) -> None:
     query = _query(options)
-    number = _with_store(settings, lambda connection: retention.hold(connection, options.name, query))
+
+    async def work(connection: "Plain") -> int:
+        async with connection.transaction():
+            made = await retention.hold(connection, options.name, query)
+            data = {"name": options.name, "query": without_people(query)}
+            await audit.record(connection, Who.command(), "hold.created", target=str(made), data=data)
+        return made
+
+    number = with_store(settings, work)
     print(f"hold {number} is made")
 
 
 def _holds(settings: Settings, _: argparse.Namespace) -> None:
-    found = _with_store(settings, retention.holds)
+    found = with_store(settings, retention.holds)
     rows = [
         (str(h["hold_id"]), f"{h['created']:%Y-%m-%d %H:%M:%S}Z", h["name"], h["query"] or "everything") for h in found
     ]
-    _table([("HOLD", "SINCE", "NAME", "EVENTS"), *rows])
+    table([("HOLD", "SINCE", "NAME", "EVENTS"), *rows])
 
 
 def _release(settings: Settings, options: argparse.Namespace) -> None:
-    if not _with_store(settings, lambda connection: retention.release(connection, options.hold_id)):
+    async def work(connection: "Plain") -> bool:
+        async with connection.transaction():
+            done = await retention.release(connection, options.hold_id)
+            if done:
+                await audit.record(connection, Who.command(), "hold.released", target=str(options.hold_id))
+        return done
+
+    if not with_store(settings, work):
         raise Failed(f"there is no hold {options.hold_id}. See: linewarden-collector hold list")
     print(f"hold {options.hold_id} is released")
 
 
-def _export(settings: Settings, options: argparse.Namespace) -> None:
-    wanted = filter_of(_query(options), ALL)
+def _export(settings: Settings, options: argparse.Namespace) -> int:
+    query = _query(options)
+    wanted = filter_of(query, ALL)
+    if options.evidence:
+        return cli_evidence.bundle_of(settings, options, wanted, query)
 
     async def work() -> int:
         database = Database(settings.database.address, pool_size=2, synchronous_commit="on")
         await database.open()
         try:
             if options.output is None:
-                return await export.write(database, wanted, options.format, sys.stdout.buffer)
+                return await export.write(
+                    database, wanted, options.format, sys.stdout.buffer, query=without_people(query)
+                )
             with options.output.open("wb") as out:
-                return await export.write(database, wanted, options.format, out)
+                return await export.write(database, wanted, options.format, out, query=without_people(query))
         finally:
             await database.close()
 
@@ -193,18 +244,19 @@ def _export(settings: Settings, options: argparse.Namespace) -> None:
     except (export.NoParquet, BadFilter, TooSlow) as error:
         raise Failed(str(error)) from None
     print(f"{count} events", file=sys.stderr)
+    return DONE
 
 
 def _status(settings: Settings, options: argparse.Namespace) -> None:
-    found = _with_store(settings, condition.look)
+    found = with_store(settings, condition.look)
     if options.json:
         print(msgspec.json.encode(found).decode())
         return
     rows = [("TABLE", "ROWS", "MB", "INDEX MB", "DEAD ROWS")]
-    for table in [*found.tables, *found.partitions]:
-        mb, index_mb = f"{table.bytes / 1e6:.1f}", f"{table.index_bytes / 1e6:.1f}"
-        rows.append((table.name, str(max(table.rows, 0)), mb, index_mb, str(table.dead_rows)))
-    _table(rows)
+    for one in [*found.tables, *found.partitions]:
+        mb, index_mb = f"{one.bytes / 1e6:.1f}", f"{one.index_bytes / 1e6:.1f}"
+        rows.append((one.name, str(max(one.rows, 0)), mb, index_mb, str(one.dead_rows)))
+    table(rows)
     text = "by index on days that are over" if found.text_search else "without an index: pg_trgm is not there"
     print(
         f"PostgreSQL {found.server}, {found.database_bytes / 1e6:.0f} MB, {found.connections} of {found.connections_max} connections; "
@@ -228,43 +280,13 @@ def _rebuild(settings: Settings, options: argparse.Namespace) -> None:
         whole = await retention.dropped_until(connection)
         if whole is not None and options.from_ < whole:
             raise Failed(f"events before {whole:%Y-%m-%dT%H:%MZ} may have left by retention. Give a later --from")
-        return await rollups.rebuild(connection, options.from_, options.to_)
+        made = await rollups.rebuild(connection, options.from_, options.to_)
+        data = {"from": options.from_, "to": options.to_, "events": made}
+        await audit.record(connection, Who.command(), "metrics.rebuilt", data=data)
+        return made
 
-    events = _with_store(settings, work)
+    events = with_store(settings, work)
     print(f"roll-ups made anew from {events} events")
-
-
-def _key_create(create: argparse.ArgumentParser) -> None:
-    create.add_argument("--role", required=True, choices=keys.ROLES)
-    create.add_argument("--name", default="", help="what it is for")
-    for place in ("site", "line", "station"):
-        create.add_argument(
-            f"--{place}", default="", help=f"where the agent stands; for other roles: the only {place} that may be read"
-        )
-    create.add_argument("--expires", type=_duration, metavar="TIME", help="as in 12h, 30d, 1y (default: never)")
-    create.add_argument("--json", action="store_true", help="for scripts")
-
-
-def _duration(text: str) -> timedelta:
-    seconds = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdwy])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write a number and one of m, h, d, w, y, as in 30d")
-    return min(timedelta(seconds=int(match[1]) * seconds[match[2]]), timedelta(days=365 * 100))
-
-
-def _with_store(settings: Settings, work: "Callable[[Plain], Awaitable[T]]") -> T:
-    """Run `work` on a connection of its own."""
-
-    async def run() -> T:
-        connection = await connect(settings.database.address)
-        try:
-            with translated():
-                return await work(connection)
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
 
 
 def _migrate(settings: Settings, _: argparse.Namespace) -> None:
@@ -274,79 +296,57 @@ def _migrate(settings: Settings, _: argparse.Namespace) -> None:
 
 def _partition(settings: Settings, _: argparse.Namespace) -> None:
     ahead = settings.store.partitions_ahead_days
-    made = _with_store(settings, lambda connection: partitions.ensure(connection, ahead_days=ahead))
-    found = _with_store(settings, partitions.look)
+    made = with_store(settings, lambda connection: partitions.ensure(connection, ahead_days=ahead))
+    found = with_store(settings, partitions.look)
     print(f"{len(made)} partitions made; {found.days} days, through {found.through}; {found.stray} rows without one")
 
 
 def _agents(settings: Settings, options: argparse.Namespace) -> None:
-    found = _with_store(settings, lambda connection: agents.everyone(connection, ("", "", "")))
+    found = with_store(settings, lambda connection: agents.everyone(connection, ALL))
     listed = [agent_out(row) for row in found]
     if options.json:
         print(msgspec.json.encode(listed).decode())
         return
-    rows = [("AGENT", "SITE", "LINE", "STATION", "VERSION", "LAST SEEN", "EVENTS", "GAPS")]
-    rows += [
-        (str(a.agent_id), a.site, a.line, a.station, a.version or "", f"{a.last_seen:%Y-%m-%d %H:%M:%S}Z", str(a.events), str(a.gaps))
-        for a in listed
-    ]  # fmt: skip
-    _table(rows)
-
-
-def _table(rows: "Sequence[tuple[str, ...]]") -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _create_key(settings: Settings, options: argparse.Namespace) -> None:
-    expires = datetime.now(UTC) + options.expires if options.expires else None
-    secret, key = _with_store(
-        settings,
-        lambda connection: keys.create(
-            connection,
-            role=options.role,
-            name=options.name,
-            site=options.site,
-            line=options.line,
-            station=options.station,
-            expires=expires,
-        ),
-    )
-    if options.json:
-        print(
-            msgspec.json.encode(
-                {"key": secret, "prefix": key.prefix, "role": key.role, "expires": key.expires}
-            ).decode()
+    known = with_store(settings, lambda connection: fleet_store.agents(connection, ALL))
+    rows: list[tuple[str, ...]] = [
+        (
+            "AGENT",
+            "SITE",
+            "LINE",
+            "STATION",
+            "STATE",
+            "LAST SEEN",
+            "LAST EVENT",
+            "LAG",
+            "CLOCK",
+            "VERSION",
+            "EVENTS",
+            "GAPS",
+            "ALERTS",
         )
-        return
-    # The key alone on stdout, so that it can go straight into a file.
-    print(f"Key {key.prefix} of role {key.role}. It is shown this once:", file=sys.stderr)
-    print(secret)
+    ]
+    rows += [_agent_line(agent_of(row)) for row in known]
+    table(rows)
 
 
-def _list_keys(settings: Settings, options: argparse.Namespace) -> None:
-    found = _with_store(settings, keys.everyone)
-    if options.json:
-        print(msgspec.json.encode(found).decode())
-        return
-    rows = [("PREFIX", "ROLE", "NAME", "SITE", "LINE", "STATION", "AGENT", "STATE")]
-    now = datetime.now(UTC)
-    for k in found:
-        state = "revoked" if k.revoked else "expired" if k.expires and k.expires <= now else "good"
-        rows.append((k.prefix, k.role, k.name, k.site, k.line, k.station, str(k.agent_id or ""), state))
-    _table(rows)
-
-
-def _revoke_key(settings: Settings, options: argparse.Namespace) -> None:
-    if not _with_store(settings, lambda connection: keys.revoke(connection, options.prefix)):
-        raise Failed(f"there is no key {options.prefix!r}. See: linewarden-collector key list")
-    print(f"key {options.prefix} is revoked")
+def _agent_line(a: "FleetAgent") -> tuple[str, ...]:
+    seen, event = (f"{moment:%Y-%m-%d %H:%M:%S}Z" if moment else "never" for moment in (a.last_heartbeat, a.last_event))
+    lag = f"{a.lag_s:.0f} s" if a.lag_s is not None else ""
+    clock = f"{a.clock_offset_s:+.1f} s" if a.clock_offset_s is not None else ""
+    counts = str(a.events), str(a.gaps), str(a.open_alerts)
+    return str(a.agent_id), a.site, a.line, a.station, a.state, seen, event, lag, clock, a.version or "", *counts
 
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # That the database is away is said by us, once, without a traceback.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+    # Batches are opened in threads; whoever answers a question must not wait long for its turn between them.
+    sys.setswitchinterval(SWITCH_S)
     app = build(settings)
+    # What there is now stays: without this a collection goes through all of it again and again, and everybody waits 70 ms meanwhile.
+    gc.collect()
+    gc.freeze()
     server = Server(_uvicorn(settings, app), app)
     # uvicorn raises the signal that stopped it once more when it is done: being asked to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):

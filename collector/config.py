@@ -6,14 +6,23 @@ An unknown key is refused with the nearest known name; every problem is told at 
 import ipaddress
 import os
 import tomllib
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from collector.alert_reader import AlertSettings
+from collector.evidence import checkpoint
 from collector.ingest import Limits
+from collector.notification_targets import NotificationSettings
+from collector.oidc_settings import OidcSettings
+from collector.rules import RulesSettings
+from collector.sessions import Terms
+from collector.store.logs import AUDIT_DAYS_MIN
 from collector.store.retention import Rule
 
 DEFAULT_FILE = Path("/etc/linewarden/collector.toml")
@@ -122,6 +131,32 @@ class DatabaseSettings(_Section):
         return self
 
 
+class IdentitySettings(_Section):
+    """Who may send.
+
+    unsigned       allow: batches of agents that were never enrolled are taken with an API key of role agent; verify shows them as unsigned
+    ca_file        PEM of the authority that agents are to trust (default: the last certificate in server.certificate_file; behind a proxy,
+                   the authority of the proxy's certificate)
+    url            where agents reach the collector; goes into tokens
+    key_overlap_s  so long an agent's old key stays good when a new one has taken its place
+    """
+
+    unsigned: Literal["refuse", "allow"] = "refuse"
+    ca_file: Path | None = None
+    url: str | None = None
+    key_overlap_s: Annotated[int, Field(ge=60, le=2_592_000)] = 3_600
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.url is not None and (not self.url.startswith(("https://", "http://")) or not self.url.isprintable()):
+            raise ValueError(f"url is {self.url!r}. Write https://host:port, as agents reach it")
+        if self.ca_file is not None and not os.access(self.ca_file, os.R_OK):
+            raise ValueError(
+                f"ca_file {self.ca_file} cannot be read. Check the path and that the service's user may read it"
+            )
+        return self
+
+
 class StoreSettings(_Section):
     """How events are kept."""
 
@@ -138,9 +173,15 @@ class RetentionRule(_Section):
 
 
 class RetentionSettings(_Section):
-    """How long events stay: by the first rule that fits, else `days`. Without `days` and rules all stay for ever."""
+    """How long events stay: by the first rule that fits, else `days`. Without `days` and rules all stay for ever.
+
+    audit_days  records of the audit log (at least a year)
+    alert_days  incidents, since they were closed
+    """
 
     days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    audit_days: Annotated[int, Field(ge=AUDIT_DAYS_MIN, le=36_500)] = 1_096
+    alert_days: Annotated[int, Field(ge=30, le=36_500)] = 1_096
     rules: Annotated[tuple[RetentionRule, ...], Field(max_length=100)] = ()
 
     @property
@@ -155,6 +196,103 @@ class RetentionSettings(_Section):
         return any(rule.days is not None for rule in self.policy)
 
 
+class EvidenceSettings(_Section):
+    """Checkpoints: signed roots over everything accepted, written off the machine.
+
+    key_file            Ed25519, PEM, 0600; made where there is none (default: a credential of systemd, or the service's folder of state)
+    origin              name of this installation in its checkpoints
+    targets             file:///…, syslog+tls://host:port (also +tcp, +udp), https://… (PUT; {leaves} and {number} are filled in)
+    authorization_file  what a PUT has as its Authorization header
+    ca_file             whom syslog+tls and https believe (default: the system's)
+    """
+
+    key_file: Path | None = None
+    origin: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
+    checkpoint_every_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
+    targets: Annotated[tuple[str, ...], Field(max_length=20)] = ()
+    authorization_file: Path | None = None
+    ca_file: Path | None = None
+
+    @property
+    def key(self) -> Path | None:
+        """Where the key is, or is made; None: no checkpoints are."""
+        return self.key_file or checkpoint.default_key_file()
+
+    @property
+    def places(self) -> checkpoint.Places:
+        """Where checkpoints go."""
+        return checkpoint.Places(self.targets, self._authorization, self.ca_file)
+
+    def _authorization(self) -> str | None:
+        return self.authorization_file.read_text(encoding="utf-8").strip() if self.authorization_file else None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = [problem for target in self.targets if (problem := checkpoint.problem_of(target))]
+        if problems:
+            raise ValueError("; ".join(problems))
+        for name in ("authorization_file", "ca_file"):
+            path = getattr(self, name)
+            if path is not None and not os.access(path, os.R_OK):
+                raise ValueError(
+                    f"{name} {path} cannot be read. Check the path and that the service's user may read it"
+                )
+        return self
+
+
+class PrivacySettings(_Section):
+    """Personal data. `erase_two_persons`: whoever asks for an erasure cannot confirm it."""
+
+    erase_two_persons: bool = True
+
+
+class AccessSettings(_Section):
+    """Who is let in, and how often.
+
+    requests_per_s      of one key or user on average; 0: no limit. Agents are bounded by [server] instead
+    requests_burst      at once
+    session_idle_s      unused for so long a session ends
+    session_s_max       a session ends after so long, however much it is used
+    sessions_max        of one user; the one used longest ago ends
+    trusted_proxies     addresses or networks whose X-Forwarded-For is believed
+    public_url          where users reach this collector, as in https://linewarden.corp.example; for HSTS and OpenID Connect
+    oidc                sign-in by OpenID Connect, see collector/oidc_settings.py
+    """
+
+    requests_per_s: Annotated[float, Field(ge=0, le=100_000)] = 100.0
+    requests_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    session_idle_s: Annotated[int, Field(ge=60, le=604_800)] = 1_800
+    session_s_max: Annotated[int, Field(ge=60, le=2_592_000)] = 43_200
+    sessions_max: Annotated[int, Field(ge=1, le=1_000)] = 10
+    trusted_proxies: Annotated[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...], Field(max_length=100)] = ()
+    public_url: str = ""
+    oidc: OidcSettings | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """Of sessions."""
+        return Terms(
+            idle=timedelta(seconds=self.session_idle_s),
+            lasts=timedelta(seconds=self.session_s_max),
+            per_user_max=self.sessions_max,
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        url = urlsplit(self.public_url)
+        if self.public_url and (
+            url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/") or url.query
+        ):
+            raise ValueError(
+                f"public_url is {self.public_url!r}. Write scheme and host alone, as in https://linewarden.corp.example"
+            )
+        if self.oidc is not None and not self.public_url:
+            raise ValueError(
+                "oidc needs public_url: the provider sends people back to it, as https://linewarden.corp.example"
+            )
+        return self
+
+
 class Settings(BaseSettings):
     """All of it."""
 
@@ -162,8 +300,20 @@ class Settings(BaseSettings):
 
     server: Server = Field(default_factory=Server)
     database: DatabaseSettings
+    identity: IdentitySettings = Field(default_factory=IdentitySettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    access: AccessSettings = Field(default_factory=AccessSettings)
+    evidence: EvidenceSettings = Field(default_factory=EvidenceSettings)
+    privacy: PrivacySettings = Field(default_factory=PrivacySettings)
+    alerts: AlertSettings = Field(default_factory=AlertSettings)
+    rules: RulesSettings = Field(default_factory=RulesSettings)
+    notification: NotificationSettings = Field(default_factory=NotificationSettings)
+
+    @property
+    def authority_file(self) -> Path | None:
+        """Where the certificate is that agents are to trust."""
+        return self.identity.ca_file or self.server.certificate_file
 
     @classmethod
     def settings_customise_sources(
@@ -182,8 +332,15 @@ class Settings(BaseSettings):
 _SECTIONS: dict[str, type[BaseModel]] = {
     "server": Server,
     "database": DatabaseSettings,
+    "identity": IdentitySettings,
     "store": StoreSettings,
     "retention": RetentionSettings,
+    "alerts": AlertSettings,
+    "rules": RulesSettings,
+    "notification": NotificationSettings,
+    "evidence": EvidenceSettings,
+    "privacy": PrivacySettings,
+    "access": AccessSettings,
 }
 
 
@@ -217,8 +374,12 @@ def _read(file: Path | None) -> dict[str, Any]:
         file = DEFAULT_FILE
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"{file} cannot be read: {error}"]) from None
+    except FileNotFoundError:
+        raise SettingsError([f"there is no file {file}. Name another with --config FILE"]) from None
+    except OSError as error:
+        raise SettingsError([f"{file} cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{file} is not UTF-8 at byte {error.start}: save it as UTF-8"]) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{file} is not TOML: {error}"]) from None
 

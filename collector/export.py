@@ -6,8 +6,10 @@ meanwhile with a key that lies ahead is in it. A failure on the way breaks the c
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import Annotated, Any, BinaryIO
+from types import TracebackType
+from typing import Annotated, Any, BinaryIO, Self
 
 import msgspec
 from litestar import Request, get
@@ -16,12 +18,17 @@ from litestar.di import Provide
 from litestar.params import QueryParameter
 from litestar.response import Stream
 
+from collector import audit, personal
 from collector.problems import Problem
 from collector.query import FORMATS, EventOut, Format, csv_lines, event_out, position_of, provide_filter
 from collector.store import events
-from collector.store.database import Database
+from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 from collector.store.events import BadFilter, Filter, Position, TooSlow
+from collector.vault import Vault
 
+_log = logging.getLogger("linewarden.collector")
+
+RECORD_S_MAX = 10.0
 PAGE_EVENTS = 2_000
 EXPORTS_MAX = 4
 """At once in one collector; more are refused, 503."""
@@ -31,13 +38,13 @@ class NoParquet(Exception):
     """pyarrow is not installed."""
 
 
-async def pages(database: Database, wanted: Filter) -> "AsyncGenerator[list[EventOut], None]":
-    """All events, oldest first. Raises BadFilter, TooSlow."""
+async def pages(database: Database, vault: Vault | None, wanted: Filter) -> "AsyncGenerator[list[EventOut], None]":
+    """All events, oldest first; with no vault personal data as it is. Raises BadFilter, TooSlow."""
     position: Position | None = None
     while True:
         rows = await events.page(database, wanted, after=position, order="asc", limit=PAGE_EVENTS)
         if rows:
-            yield [event_out(row) for row in rows]
+            yield [event_out(row, vault) for row in rows]
         if len(rows) < PAGE_EVENTS:
             return
         position = position_of(rows[-1])
@@ -86,7 +93,11 @@ class Exports:
 
 @get(
     "/v1/export",
-    opt={"access": "read", "parameters": frozenset({"format"})},
+    opt={
+        "access": "read",
+        "parameters": frozenset({"format", "personal"}),
+        "formats": ("application/x-ndjson", "text/csv"),
+    },
     dependencies={"wanted": Provide(provide_filter)},
     tags=["events"],
     summary="All events that a filter finds, oldest first, as a stream",
@@ -97,9 +108,8 @@ async def get_export(
     wanted: Filter,
     format_: Annotated[Format, QueryParameter(name="format")] = "ndjson",
 ) -> Stream:
-    """The connection breaks off where it cannot be finished."""
-    del request
-    body = _body(state.database, state.exports, wanted, format_)
+    """The connection breaks off where it cannot be finished. That it began and how it ended is recorded."""
+    body = _body(request, state, wanted, format_)
     try:
         first = await anext(body)
     except BadFilter as error:
@@ -112,10 +122,54 @@ async def get_export(
     return Stream(_after(first, body), media_type=FORMATS[format_], headers=headers)
 
 
-async def _body(database: Database, exports: Exports, wanted: Filter, chosen: Format) -> "AsyncGenerator[bytes, None]":
+async def _body(
+    request: Request[Any, Any, Any], state: State, wanted: Filter, chosen: Format
+) -> "AsyncGenerator[bytes, None]":
+    exports: Exports = state.exports
+    exported = Exported(state.database, request.auth.who, "/v1/export", personal.question(request, state.vault), wanted)
+    vault = None if wanted.personal else state.vault
     with exports.one():
-        async for part in encoded(pages(database, wanted), chosen):
-            yield part
+        async with exported:
+            async for part in encoded(exported.counted(pages(state.database, vault, wanted)), chosen):
+                yield part
+
+
+class Exported:
+    """The record of an export: one before its first event leaves, one of how it ended and how many events left."""
+
+    def __init__(self, database: Database, who: audit.Who, target: str, query: str, wanted: Filter) -> None:
+        self._database = database
+        self._who = who
+        self._target = target
+        self._data = {"query": query, "personal": wanted.personal}
+        self.events = 0
+
+    async def counted(self, found: "AsyncGenerator[list[EventOut], None]") -> "AsyncGenerator[list[EventOut], None]":
+        """The same pages."""
+        async for page in found:
+            self.events += len(page)
+            yield page
+
+    async def __aenter__(self) -> Self:
+        await self._record("events.export.begun", "success", self._data)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        result: audit.Result = "success" if kind is None else "failure"
+        try:
+            # Whoever breaks off is cancelled here; the record is made all the same.
+            ended = self._record("events.exported", result, {**self._data, "events": self.events})
+            await asyncio.shield(asyncio.wait_for(ended, RECORD_S_MAX))
+        except (StoreUnavailable, StoreMisconfigured, TimeoutError) as failure:
+            if kind is None:
+                raise StoreUnavailable(f"the export could not be recorded: {failure}") from failure
+            _log.warning("the end of an export could not be recorded: %s", failure)
+
+    async def _record(self, action: str, result: audit.Result, data: dict[str, Any]) -> None:
+        async with self._database.connection() as connection:
+            await audit.record(connection, self._who, action, target=self._target, result=result, data=data)
 
 
 async def _after(first: bytes, rest: "AsyncGenerator[bytes, None]") -> "AsyncGenerator[bytes, None]":
@@ -125,23 +179,17 @@ async def _after(first: bytes, rest: "AsyncGenerator[bytes, None]") -> "AsyncGen
             yield part
 
 
-async def write(database: Database, wanted: Filter, chosen: str, out: BinaryIO) -> int:
-    """Export into a file; how many events. Raises NoParquet, BadFilter, TooSlow."""
-    count = 0
-
-    async def counted() -> "AsyncGenerator[list[EventOut], None]":
-        nonlocal count
-        async for page in pages(database, wanted):
-            count += len(page)
-            yield page
-
-    if chosen == "parquet":
-        await _parquet(counted(), out)
-    else:
-        form: Format = "json" if chosen == "json" else "csv" if chosen == "csv" else "ndjson"
-        async for part in encoded(counted(), form):
-            out.write(part)
-    return count
+async def write(database: Database, wanted: Filter, chosen: str, out: BinaryIO, *, query: str = "") -> int:
+    """Export into a file as a command does, personal data as it is; how many events. Raises NoParquet, BadFilter, TooSlow."""
+    async with Exported(database, audit.Who.command(), "command", query, wanted) as exported:
+        found = exported.counted(pages(database, None, wanted))
+        if chosen == "parquet":
+            await _parquet(found, out)
+        else:
+            form: Format = "json" if chosen == "json" else "csv" if chosen == "csv" else "ndjson"
+            async for part in encoded(found, form):
+                out.write(part)
+    return exported.events
 
 
 async def _parquet(found: "AsyncGenerator[list[EventOut], None]", out: BinaryIO) -> None:

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Response, get
 from litestar.datastructures import State
@@ -16,6 +16,9 @@ from collector.ingest import Ingest
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 from collector.store.partitions import Partitions
 from collector.stream import Hub
+
+if TYPE_CHECKING:
+    from collector.figures import Figures
 
 PREFIX = "linewarden_collector_"
 PING_S_MAX = 3.0
@@ -44,6 +47,8 @@ class Condition:
     trouble: str = "starting"
     partitions: Partitions | None = None
     partitions_trouble: str | None = None
+    checkpoints: Callable[[], tuple[bool, str]] | None = None
+    """Where they are made: whether all is well with them, and what there is to say."""
 
     def partitions_check(self, today: date) -> Check:
         """Whether there is a place for what comes tomorrow."""
@@ -75,6 +80,9 @@ async def look(database: Database, condition: Condition) -> Health:
         except (StoreUnavailable, StoreMisconfigured, TimeoutError) as error:
             checks["database"] = Check(ok=False, detail=str(error) or f"no answer within {PING_S_MAX:g} s")
         checks["partitions"] = condition.partitions_check(datetime.now(UTC).date())
+    if condition.checkpoints is not None:
+        ok, detail = condition.checkpoints()
+        checks["checkpoints"] = Check(ok=ok, detail=detail)
     return Health(all(check.ok for check in checks.values()), checks)
 
 
@@ -88,11 +96,14 @@ async def healthz(state: State) -> Response[Health]:
     return _answer(await look(state.database, state.condition))
 
 
+_NOT_READINESS = ("partitions", "checkpoints")
+
+
 @get("/readyz", opt={"access": PUBLIC}, tags=["health"], summary="Whether to send requests here")
 async def readyz(state: State) -> Response[Health]:
-    """200 where a batch would be taken now. Partitions may be missing: what finds none is caught."""
+    """200 where a batch would be taken now. Partitions may be missing: what finds none is caught; a checkpoint may wait."""
     health = await look(state.database, state.condition)
-    checks = {name: check for name, check in health.checks.items() if name != "partitions"}
+    checks = {name: check for name, check in health.checks.items() if name not in _NOT_READINESS}
     return _answer(Health(all(check.ok for check in checks.values()), checks))
 
 
@@ -101,7 +112,10 @@ async def metrics(state: State) -> Response[str]:
     """In the text format 0.0.4."""
     ingest: Ingest = state.ingest
     hub: Hub = state.hub
-    text = "".join(f"{line}\n" for line in [*_lines(ingest, state.condition), *_stream_lines(hub)])
+    figures: Figures = state.figures
+    families = await figures.families(ready=state.condition.ready)
+    told = (line for family in families for line in _metric(*family))
+    text = "".join(f"{line}\n" for line in [*_lines(ingest, state.condition), *_stream_lines(hub), *told])
     return Response(text, media_type="text/plain; version=0.0.4")
 
 

@@ -32,17 +32,19 @@ from litestar import Request, post
 from litestar.datastructures import State
 from msgspec import Struct
 
-from agent.wire.batch import Frame, MalformedBatch, read_frames, seal
-from agent.wire.batch import encode_safely as encode
-from agent.wire.event import LANE_URGENT, Event
+from agent.wire.batch import Frame, MalformedBatch, read_frames
+from agent.wire.event import Event
+from collector import own
+from collector.enrol_signature import refuse, shown_of
 from collector.problems import Problem
-from collector.store import batches, keys
-from collector.store.batches import Head, Known, Stream, Transaction
+from collector.store import batches, identity, keys
+from collector.store.batches import Head, Known, Signature, Stream, Transaction
 from collector.store.database import Database, StoreUnavailable
 from collector.store.rows import to_us
 
 if TYPE_CHECKING:
     from collector.access import Caller
+    from collector.enrol_signature import Shown
 
 _log = logging.getLogger("linewarden.collector.ingest")
 
@@ -79,7 +81,8 @@ class Counts:
     """Counters since the start, for /metrics."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    """Requests by outcome: stored, missing, forked, malformed, toolarge, slow, busy, unavailable, agent (another's key)."""
+    """Requests by outcome: stored, missing, forked, malformed, toolarge, slow, busy, unavailable; agent (another's key), signature
+    (forged), unsigned."""
     batches: Counter[str] = field(default_factory=Counter)
     """Batches of accepted requests: new, again."""
     events: int = 0
@@ -131,6 +134,7 @@ class Sent:
     version: str | None
     clock_offset_us: int | None
     status: str | None
+    signature: Signature | None = None
 
 
 @dataclass(slots=True)
@@ -140,6 +144,8 @@ class Ingest:
     database: Database
     limits: Limits
     counts: Counts = field(default_factory=Counts)
+    unsigned: bool = True
+    """Whether batches are taken that are not signed, of agents that were never enrolled."""
     on_stored: Callable[[], None] = lambda: None
     """Called after each commit that stored events."""
     held_bytes: int = 0
@@ -217,6 +223,8 @@ class Ingest:
     async def _agent(self, request: Sent, key: keys.Key) -> UUID:
         """The agent that sends, which has to be the one that the key is bound to."""
         agent_id = request.agent_id or key.agent_id
+        if request.signature is None:
+            await self._may_be_unsigned(agent_id)
         if agent_id is None:
             raise Problem(
                 422, "No batch, and a key that no agent has used yet: nobody to note it for", code="malformed"
@@ -229,6 +237,18 @@ class Ingest:
             text = f"Key {key.prefix} belongs to agent {bound}, the batches to {agent_id}. Each agent needs a key of its own"
             raise Problem(403, text, code="agent")
         return agent_id
+
+    async def _may_be_unsigned(self, agent_id: UUID | None) -> None:
+        """Raises Problem where only a signature will do."""
+        remedy = "Make a token, linewarden-collector token create, and enrol the agent with it: linewarden-agent enroll"
+        if not self.unsigned:
+            raise Problem(403, f"Batches have to be signed here. {remedy}", code="unsigned")
+        if agent_id is None:
+            return
+        async with self.database.connection() as connection:
+            if await identity.is_enrolled(connection, agent_id):
+                text = f"Agent {agent_id} is enrolled, and this is not signed with its key"
+                raise Problem(403, f"{text}. If the key is lost: {remedy}", code="unsigned")
 
     async def _store(self, request: Sent, key: keys.Key, agent_id: UUID) -> Acknowledged:
         try:
@@ -248,7 +268,8 @@ class Ingest:
             )
             new = await decide(transaction, request.frames, heads)
             place_id = await transaction.place(key)
-            stored = await transaction.store(new, place_id, careful=careful) if new else None
+            signature = request.signature
+            stored = await transaction.store(new, place_id, careful=careful, signature=signature) if new else None
             await transaction.move_heads(heads)
             await transaction.note_agent(
                 heads.values(),
@@ -256,6 +277,7 @@ class Ingest:
                 version=request.version,
                 clock_offset_us=request.clock_offset_us,
                 status=request.status,
+                sent_us=signature.sent_us if signature else None,
             )
         self.counts.batches["new"] += len(new)
         self.counts.batches["again"] += len(request.frames) - len(new)
@@ -266,23 +288,14 @@ class Ingest:
 
     async def _tell_fork(self, agent_id: UUID, refused: Refused) -> None:
         """Store `security.chain.forked`, once for each contradicting batch; a second sight of it says nothing new."""
-        header = refused.frame.header
-        buffer = await batches.centre_buffer(self.database)
-        stream = (buffer, LANE_URGENT)
-        async with batches.transaction(self.database, batches.CENTRE) as transaction:
-            if not await transaction.note_fork(agent_id, refused.frame, refused.stored_hash):
-                return
-            heads = await transaction.lock_heads([stream])
-            frame = _own_frame([_fork_event(agent_id, refused)], buffer, heads[stream])
-            _advance(heads[stream], frame)
-            place_id = await transaction.place_of(agent_id)
-            await transaction.store([frame], place_id, careful=False)
-            await transaction.move_heads(heads)
-            await transaction.note_agent(
-                heads.values(), place_id=place_id, version=None, clock_offset_us=None, status=None
-            )
-        self.on_stored()
-        _log.error("agent %s, buffer %s, lane %s: %s", agent_id, header.buffer, header.lane, refused)
+
+        async def first(transaction: Transaction) -> bool:
+            return await transaction.note_fork(agent_id, refused.frame, refused.stored_hash)
+
+        if await own.tell(self.database, [_fork_event(agent_id, refused)], about=agent_id, first=first):
+            self.on_stored()
+            header = refused.frame.header
+            _log.error("agent %s, buffer %s, lane %s: %s", agent_id, header.buffer, header.lane, refused)
 
 
 def stream_of(frame: Frame) -> Stream:
@@ -374,21 +387,6 @@ def _fork_event(agent_id: UUID, refused: Refused) -> Event:
             "expected": refused.expected,
         },
     )
-
-
-def _own_frame(events: Sequence[Event], buffer: UUID, head: Head) -> Frame:
-    core, personal = encode(events)
-    sealed = seal(
-        core,
-        personal,
-        agent=str(batches.CENTRE),
-        buffer=buffer.hex,
-        lane=LANE_URGENT,
-        no=head.no + 1,
-        prev=head.hash,
-        sealed=time.time_ns() // 1000,
-    )
-    return next(read_frames(sealed.frame))
 
 
 def _conflict(refused: Refused) -> Problem:
@@ -486,10 +484,12 @@ def _clock_offset_us(request: Request[Any, Any, Any]) -> int | None:
     return offset if abs(offset) < 2**62 else None
 
 
-def _opened(body: bytes, encoding: str, limits: Limits) -> tuple[UUID | None, list[Frame]]:
-    if encoding == "zstd":
-        body = decompressed(body, limits.request_bytes_max)
-    return parsed(body, limits)
+def _opened(
+    body: bytes, encoding: str, limits: Limits, shown: "Shown | None"
+) -> tuple[UUID | None, list[Frame], Signature | None]:
+    whole = decompressed(body, limits.request_bytes_max) if encoding == "zstd" else body
+    agent_id, frames = parsed(whole, limits)
+    return agent_id, frames, shown.checked(body, frames) if shown else None
 
 
 INLINE_BYTES_MAX = 65_536
@@ -512,6 +512,7 @@ async def post_batches(request: Request[Any, Any, Any], state: State) -> Acknowl
     """Store the batches of a request."""
     ingest: Ingest = state.ingest
     caller: Caller = request.auth
+    shown = shown_of(request)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "zstd"):
         raise Problem(415, f"Content-Encoding {encoding[:40]!r} is not known here; use zstd or none", code="encoding")
@@ -520,11 +521,13 @@ async def post_batches(request: Request[Any, Any, Any], state: State) -> Acknowl
     try:
         async with ingest.body(request) as body, ingest.slot():
             inline = len(body) <= INLINE_BYTES_MAX and encoding == "identity"
-            opened = (body, encoding, ingest.limits)
-            agent_id, frames = _opened(*opened) if inline else await asyncio.to_thread(_opened, *opened)
+            opened = (body, encoding, ingest.limits, shown)
+            agent_id, frames, signature = _opened(*opened) if inline else await asyncio.to_thread(_opened, *opened)
             ingest.counts.bytes += len(body)
-            return await ingest.take(Sent(agent_id, frames, version, offset_us, status), caller.key)
+            return await ingest.take(Sent(agent_id, frames, version, offset_us, status, signature), caller.key)
     except Problem as problem:
+        if problem.code in ("signature", "unsigned", "agent"):
+            refuse(request, caller.who, problem)
         if problem.code not in ("busy", "missing", "forked"):  # counted where they arise
             ingest.counts.outcomes[problem.code] += 1
         raise

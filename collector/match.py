@@ -8,7 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from collector.store.events import Filter, Record
+from collector.store.events import ALL, Filter, Record, within
 
 Matches = Callable[[Record], bool]
 
@@ -29,8 +29,8 @@ def matcher(wanted: Filter) -> Matches:
         tests.append(lambda row: bool(row["time"] < end))
     if least is not None:
         tests.append(lambda row: bool(row["severity"] >= least))
-    for name, value in zip(("site", "line", "station"), wanted.scope, strict=True):
-        one_of(name, (value,) if value else ())
+    if wanted.scope != ALL:
+        tests.append(lambda row: within(wanted.scope, row["site"], row["line"], row["station"]))
     for name, values in (
         ("agent_id", wanted.agents), ("site", wanted.sites), ("line", wanted.lines), ("station", wanted.stations),
         ("category", wanted.categories), ("severity", wanted.severities), ("source", wanted.sources), ("actor", wanted.actors),
@@ -53,6 +53,8 @@ def _type_test(types: tuple[str, ...]) -> Matches:
 
 def _content_tests(wanted: Filter) -> list[Matches]:
     tests: list[Matches] = []
+    if (by := wanted.pseudonyms) is not None:
+        tests.append(lambda row: row["actor"] is not None and by.of(row["actor"]) in by.values)
     if wanted.text is not None:
         part = wanted.text.lower()
         tests.append(lambda row: row["message"] is not None and part in row["message"].lower())

@@ -92,7 +92,7 @@ def _ms(us: float | None) -> float | None:
 
 
 def _times(measure: Measure) -> Times:
-    quantiles = {name: _ms(measure.quantile(share)) for name, share in QUANTILES.items()}
+    quantiles = dict(zip(QUANTILES, map(_ms, measure.quantiles(QUANTILES.values())), strict=True))
     return Times(measure.count, _ms(measure.low), _ms(measure.high), _ms(measure.mean), **quantiles)
 
 
@@ -100,7 +100,7 @@ def _named(answer: Answer, group: tuple[str, ...]) -> dict[str, str | int]:
     return dict(zip(group, answer.group, strict=True))
 
 
-def _period(wanted: Filter, now: datetime, default: timedelta) -> tuple[datetime, datetime]:
+def period_of(wanted: Filter, now: datetime, default: timedelta) -> tuple[datetime, datetime]:
     """Whole hours that cover what is asked for. Raises Problem."""
     try:
         end = bucket_of((wanted.end or now) + timedelta(hours=1) - timedelta(microseconds=1), "hour")
@@ -132,7 +132,7 @@ async def _read(database: Database, question: Question) -> list[Answer]:
 )
 async def get_statistics(state: State, wanted: Filter, group: _Group = None) -> Statistics:
     """The last 24 hours unless asked otherwise."""
-    begin, end = _period(wanted, datetime.now(UTC), timedelta(days=1))
+    begin, end = period_of(wanted, datetime.now(UTC), timedelta(days=1))
     names = tuple(dict.fromkeys(group or ()))
     database: Database = state.database
     question = Question(wanted=replace(wanted, begin=None, end=None), begin=begin, end=end, group=names)
@@ -164,7 +164,7 @@ async def get_metrics(
     group: _Group = None,
 ) -> Metrics:
     """Every bucket that begins within the period asked for, the one that `from` lies in included."""
-    begin, end = _period(wanted, datetime.now(UTC), _LAST[period])
+    begin, end = period_of(wanted, datetime.now(UTC), _LAST[period])
     begin = bucket_of(begin, period)
     if (end - begin) / timedelta(hours=1) > BUCKETS_MAX and period == "hour":
         raise Problem(400, f"more than {BUCKETS_MAX} hours. Ask for days, or for a shorter period", code="filter")

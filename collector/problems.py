@@ -47,10 +47,15 @@ def of_problem(_: Request[Any, Any, Any], error: Problem) -> Response[bytes]:
     return _answer(error)
 
 
-def of_store(_: Request[Any, Any, Any], error: StoreUnavailable) -> Response[bytes]:
+def away(error: StoreUnavailable) -> Problem:
     """The database is away: come again."""
     _log.warning("answered 503: %s", error)
-    return _answer(Problem(503, str(error), code="store", headers={"Retry-After": str(RETRY_AFTER_S)}))
+    return Problem(503, str(error), code="store", headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def of_store(_: Request[Any, Any, Any], error: StoreUnavailable) -> Response[bytes]:
+    """The same, as an answer."""
+    return _answer(away(error))
 
 
 def of_misconfigured(_: Request[Any, Any, Any], error: StoreMisconfigured) -> Response[bytes]:
@@ -72,6 +77,12 @@ def of_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     return _answer(Problem(error.status_code, detail, headers=dict(error.headers or {}), **members))
 
 
+def of_deep(_: Request[Any, Any, Any], error: RecursionError) -> Response[bytes]:
+    """A body that is nested without end."""
+    del error
+    return _answer(Problem(400, "the body is nested too deep", code="deep"))
+
+
 def of_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Ours to mend. The log has the traceback; the client does not."""
     _log.error("defect in %s %s", request.method, request.url.path, exc_info=error)
@@ -83,5 +94,6 @@ HANDLERS: dict[type[Exception] | int, Any] = {
     StoreUnavailable: of_store,
     StoreMisconfigured: of_misconfigured,
     HTTPException: of_http,
+    RecursionError: of_deep,
     Exception: of_defect,
 }

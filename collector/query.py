@@ -8,9 +8,8 @@ import base64
 import csv
 import io
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qs, urlencode
 from uuid import UUID
@@ -20,20 +19,24 @@ from litestar import Request, Response, get
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 from litestar.types import Scope
 from msgspec import Raw, Struct
 
 from agent.wire.batch import MalformedBatch, read_frame
+from collector import access, personal
 from collector.problems import Problem
+from collector.proof import Proven, proof_of
 from collector.store import agents, events
-from collector.store.database import Database
 from collector.store.events import BadFilter, Filter, Order, Position, TooSlow
 from collector.store.events import Scope as EventScope
 from collector.store.rows import from_us, to_us
+from collector.vault import Vault
 
 if TYPE_CHECKING:
     from collector.access import Caller
+    from collector.store.database import Database
 
 VALUES_MAX = 100
 """Values that one filter may list."""
@@ -47,6 +50,7 @@ _CURSOR_VERSION = 1
 class EventOut(Struct):
     """An event as it is answered. Its id is `agent_id/buffer/lane/batch_no/index`.
 
+    `actor`, `raw` and `personal` are personal: pseudonyms stand for them unless they were asked for with `personal=true`.
     `time_flag`: why the claimed time was not taken (future, ancient, range), or `late`: it came after the events of its day were dropped.
     """
 
@@ -95,6 +99,7 @@ class EvidenceOut(Struct):
     received: datetime
     frame_bytes: int
     frame: str
+    proof: Proven
 
 
 class EventWithEvidence(Struct):
@@ -141,15 +146,18 @@ def _json(value: str | None, text: str | None) -> Raw | dict[str, Any]:
     return Raw(text.encode())
 
 
-def event_out(row: events.Record) -> EventOut:
-    """A stored row as it is answered."""
+def event_out(row: events.Record, vault: Vault | None) -> EventOut:
+    """A stored row as it is answered: personal data by its pseudonyms, or with no vault as it is."""
     identity = f"{row['agent_id']}/{row['buffer_id'].hex}/{row['lane']}/{row['batch_no']}/{row['idx']}"
-    return EventOut(
+    event = EventOut(
         identity, row["received"], row["time"], row["observed"], row["time_flag"], row["time_claimed"], row["agent_id"], row["site"],
         row["line"], row["station"], row["type"], row["category"], row["severity"], row["source"], row["src_ip"], row["target"],
         row["outcome"], row["message"], row["correlation_id"], row["actor"], row["raw"], _json(row["data"], row["data_text"]),
         _json(row["personal"], row["personal_text"]),
     )  # fmt: skip
+    if vault is not None:
+        personal.hide(event, vault)
+    return event
 
 
 def position_of(row: events.Record) -> Position:
@@ -203,8 +211,8 @@ def _data(text: str | None) -> str | None:
     return text
 
 
-_PAGING = frozenset({"after", "order", "limit", "format"})
-_FILTERS = frozenset(
+_PAGING = frozenset({"after", "order", "limit", "format", "personal"})
+FILTERS = frozenset(
     {
         "from", "to", "agent", "site", "line", "station", "type", "category", "severity", "severity_in", "source", "actor", "src_ip",
         "target", "outcome", "text", "data", "correlation_id",
@@ -214,15 +222,19 @@ _FILTERS = frozenset(
 
 def _check_names(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
     """A filter that is misspelt would answer with everything: refused instead. A route names what else it takes in `opt["parameters"]`."""
-    opt = connection.route_handler.opt
-    known = opt.get("filters", _FILTERS) | opt.get("parameters", _PAGING)
-    for name in connection.query_params:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}"
-            raise Problem(400, f"there is no parameter {name!r}. {hint}", code="filter")
+    access.only(connection, known(connection.route_handler.opt))
 
 
+def known(opt: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the parameters that a route with filters takes."""
+    found: frozenset[str] = opt.get("filters", FILTERS) | opt.get("parameters", _PAGING)
+    return found
+
+
+Asked = Annotated[
+    bool,
+    QueryParameter(name="personal", description="Show personal data as it is, which is recorded; not for viewers"),
+]
 _Texts = list[Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]] | None
 Format = Literal["json", "ndjson", "csv"]
 
@@ -260,11 +272,13 @@ async def provide_filter(
         QueryParameter(name="data", max_length=DATA_CHARS_MAX, description="A JSON object that data contains"),
     ] = None,
     correlation_id: Annotated[str | None, QueryParameter(name="correlation_id", max_length=TEXT_CHARS_MAX)] = None,
+    personal_: Asked = False,  # noqa: FBT002 - a parameter of the request, by its name
 ) -> Filter:
     """The filter of a request, within the scope of its caller."""
     connection: ASGIConnection[Any, Any, Any, Any] = ASGIConnection(scope)
     _check_names(connection)
     caller: Caller = connection.auth
+    shown = caller.may_see_personal(asked=personal_)
     if severity_in and not all(1 <= value <= 6 for value in severity_in):  # noqa: PLR2004
         raise Problem(400, "severity_in: severities are 1 … 6", code="filter")
     return Filter(
@@ -279,13 +293,14 @@ async def provide_filter(
         severity_min=severity,
         severities=_many("severity_in", severity_in),
         sources=_many("source", source),
-        actors=_many("actor", actor),
+        **personal.actors_of(_many("actor", actor), connection.app.state.vault, personal=shown),
         src_ips=_many("src_ip", src_ip),
         targets=_many("target", target),
         outcomes=_many("outcome", outcome),
         text=text,
         data=_data(data_),
         correlation_id=correlation_id,
+        personal=shown,
         scope=caller.scope,
     )
 
@@ -297,7 +312,7 @@ _TEXTS = {
 
 
 def filter_of(query: str, scope: EventScope) -> Filter:
-    """The filter that a query string means; the same names as in a request. Raises Problem."""
+    """The filter that a query string means; the same names as in a request, and actors by their names. Raises Problem."""
     fields: dict[str, Any] = {"scope": scope}
     for name, values in parse_qs(query, keep_blank_values=True, strict_parsing=bool(query)).items():
         if name in _TEXTS:
@@ -306,10 +321,10 @@ def filter_of(query: str, scope: EventScope) -> Filter:
             fields[name] = values[-1]
         elif name == "data":
             fields[name] = _data(values[-1])
-        elif name in _FILTERS:
+        elif name in FILTERS:
             fields.update(_converted(name, values))
         else:
-            raise Problem(400, f"there is no filter {name!r}. Known: {', '.join(sorted(_FILTERS))}", code="filter")
+            raise Problem(400, f"there is no filter {name!r}. Known: {', '.join(sorted(FILTERS))}", code="filter")
     return Filter(**fields)
 
 
@@ -371,15 +386,19 @@ def _ndjson(found: Iterable[EventOut]) -> bytes:
 _WRITERS: dict[str, Callable[[Iterable[EventOut]], bytes]] = {"ndjson": _ndjson, "csv": _csv}
 
 
-async def _page(database: Database, wanted: Filter, after: str | None, order: Order, limit: int) -> Page:
+async def _page(
+    request: Request[Any, Any, Any], state: State, wanted: Filter, after: str | None, order: Order, limit: int
+) -> Page:
     position = decode_cursor(after, order) if after is not None else None
     try:
-        rows = await events.page(database, wanted, after=position, order=order, limit=limit + 1)
+        rows = await events.page(state.database, wanted, after=position, order=order, limit=limit + 1)
     except BadFilter as error:
         raise Problem(400, f"a filter cannot be used: {error}", code="filter") from None
     except TooSlow as error:
         raise Problem(504, f"{error}. Narrow it: give from and to, or an agent", code="slow") from None
-    found = [event_out(row) for row in rows[:limit]]
+    found = [event_out(row, None if wanted.personal else state.vault) for row in rows[:limit]]
+    if wanted.personal and (count := sum(map(personal.has_personal, found))):
+        await personal.read(request, state, count)
     return Page(found, encode_cursor(position_of(rows[limit - 1]), order) if len(rows) > limit else None)
 
 
@@ -401,7 +420,8 @@ _Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=events.LIMIT_MAX)]
 
 @get(
     "/v1/events",
-    opt={"access": "read"},
+    opt={"access": "read", "formats": ("application/x-ndjson", "text/csv")},
+    responses={200: ResponseSpec(Page, generate_examples=False, description="A page of them")},
     dependencies={"wanted": Provide(provide_filter)},
     tags=["events"],
     summary="Find events",
@@ -416,28 +436,41 @@ async def get_events(
     format_: Annotated[Format | None, QueryParameter(name="format", description="Instead of Accept")] = None,
 ) -> Response[Any]:
     """Events by filter, newest first unless asked otherwise."""
-    return _answer(request, await _page(state.database, wanted, after, order, limit), format_)
+    return _answer(request, await _page(request, state, wanted, after, order, limit), format_)
 
 
 @get(
     "/v1/correlations/{correlation_id:str}",
-    opt={"access": "read"},
+    opt={"access": "read", "formats": ("application/x-ndjson", "text/csv")},
+    responses={200: ResponseSpec(Page, generate_examples=False, description="A page of them")},
     tags=["events"],
     summary="All events of one correlation id",
 )
 async def get_correlation(
-    request: Request[Any, Any, Any], state: State, correlation_id: str, after: _After = None, limit: _Limit = 100
+    request: Request[Any, Any, Any],
+    state: State,
+    correlation_id: str,
+    after: _After = None,
+    limit: _Limit = 100,
+    personal_: Asked = False,  # noqa: FBT002 - a parameter of the request, by its name
 ) -> Response[Any]:
     """In the order in which they happened."""
     caller: Caller = request.auth
-    wanted = Filter(correlation_id=correlation_id, scope=caller.scope)
-    return _answer(request, await _page(state.database, wanted, after, "asc", limit), None)
+    shown = caller.may_see_personal(asked=personal_)
+    wanted = Filter(correlation_id=correlation_id, personal=shown, scope=caller.scope)
+    return _answer(request, await _page(request, state, wanted, after, "asc", limit), None)
 
 
 @get("/v1/events/{event_id:path}", opt={"access": "read"}, tags=["events"], summary="One event with its evidence")
-async def get_event(request: Request[Any, Any, Any], state: State, event_id: str) -> EventWithEvidence:
+async def get_event(
+    request: Request[Any, Any, Any],
+    state: State,
+    event_id: str,
+    personal_: Asked = False,  # noqa: FBT002 - see above
+) -> EventWithEvidence:
     """By `agent_id/buffer/lane/batch_no/index`."""
     caller: Caller = request.auth
+    shown = caller.may_see_personal(asked=personal_)
     identity = _identity(event_id.strip("/"))
     try:
         found = await events.one(state.database, **identity, scope=caller.scope)
@@ -446,7 +479,13 @@ async def get_event(request: Request[Any, Any, Any], state: State, event_id: str
     if found is None:
         raise Problem(404, f"there is no event {event_id.strip('/')[:200]}", code="event")
     row, evidence = found
-    return EventWithEvidence(event_out(row), _evidence(evidence, identity["idx"]) if evidence is not None else None)
+    event = event_out(row, None if shown else state.vault)
+    if shown and personal.has_personal(event):
+        await personal.read(request, state, 1)
+    if evidence is None:
+        return EventWithEvidence(event, None)
+    proven = await proof_of(state.database, evidence["batch_id"], evidence["received"], evidence["frame"])
+    return EventWithEvidence(event, _evidence(evidence, identity["idx"], proven))
 
 
 def _identity(text: str) -> dict[str, Any]:
@@ -466,10 +505,10 @@ def _identity(text: str) -> dict[str, Any]:
     return {"agent_id": agent_id, "buffer_id": buffer_id, "lane": lane, "no": no, "idx": idx}
 
 
-def _evidence(row: events.Record, idx: int) -> EvidenceOut:
+def _evidence(row: events.Record, idx: int, proven: Proven) -> EvidenceOut:
     return EvidenceOut(
         row["batch_id"], row["batch_no"], row["through"], idx, row["events"], row["hash"], row["prev"], row["received"],
-        len(row["frame"]), _frame_state(row),
+        len(row["frame"]), _frame_state(row), proven,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import QueryParameter
 from litestar.response import Stream
 
-from collector import access
+from collector import access, personal
 from collector.match import matcher
 from collector.problems import Problem
 from collector.query import event_out, provide_filter
@@ -39,6 +39,7 @@ from collector.store import stream
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, translated
 from collector.store.events import Filter
 from collector.store.stream import BadCursor, Cursor, Item, Position, Snapshot
+from collector.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -51,7 +52,9 @@ PACE_S = 0.02
 """Between two steps, and between two wake-ups sent: what is stored meanwhile comes together."""
 RETRY_S = 2.0
 PING_S = 15.0
-"""So long without a message, and the client is sent a ping; then its right to read is looked at again."""
+"""So long without a message, and the client is sent a ping."""
+LOOK_S = 5.0
+"""So often the right of a client to read is looked at again."""
 CLIENTS_MAX = 1_000
 """More at once are refused, 503."""
 MESSAGE_EVENTS_MAX = 500
@@ -151,8 +154,9 @@ class _Step:
 class Hub:
     """Reads what is new once, and hands it to all clients of this collector."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
+        self._vault = vault
         self._clients: set[Client] = set()
         self._joining: set[Client] = set()
         self._home = 0
@@ -268,11 +272,14 @@ class Hub:
                     self._clients.add(client)
 
     async def _deliver(self, items: list[Item], base: Snapshot, step: _Step) -> None:
-        encoded: dict[Position, bytes] = {}
+        # What is shown as it is and what is hidden are two encodings of one event.
+        encodings: dict[bool, dict[Position, bytes]] = {True: {}, False: {}}
         for wanted in {client.wanted for client in self._clients}:
             matches = matcher(wanted)
             messages = [
-                _message(part, Cursor(self._home, base, step.new, part[-1].position), encoded)
+                self._message(
+                    part, Cursor(self._home, base, step.new, part[-1].position), encodings[wanted.personal], wanted
+                )
                 for part in _parts([item for item in items if matches(item.row)])
             ]
             for client in [c for c in self._clients if c.wanted == wanted]:
@@ -320,10 +327,20 @@ class Hub:
                     items, reached = await stream.between(connection, base, new, after)
                 encoded: dict[Position, bytes] = {}
                 for part in _parts([item for item in items if matches(item.row)]):
-                    yield _message(part, Cursor(self._home, base, new, part[-1].position), encoded)
+                    yield self._message(part, Cursor(self._home, base, new, part[-1].position), encoded, wanted)
                 if reached is None:
                     break
                 after = reached
+
+    def _message(self, items: list[Item], cursor: Cursor, encoded: dict[Position, bytes], wanted: Filter) -> Message:
+        vault = None if wanted.personal else self._vault
+        bodies = []
+        for item in items:
+            if (body := encoded.get(item.position)) is None:
+                body = encoded[item.position] = msgspec.json.encode(event_out(item.row, vault))
+            bodies.append(body)
+        head = b'{"type":"events","cursor":"' + cursor.encode().encode() + b'","events":['
+        return Message(head + b",".join(bodies) + b"]}", len(items), cursor)
 
     async def now(self) -> Snapshot:
         """What is committed now."""
@@ -335,16 +352,6 @@ def _parts(items: list[Item]) -> list[list[Item]]:
     return [items[at : at + MESSAGE_EVENTS_MAX] for at in range(0, len(items), MESSAGE_EVENTS_MAX)]
 
 
-def _message(items: list[Item], cursor: Cursor, encoded: dict[Position, bytes]) -> Message:
-    bodies = []
-    for item in items:
-        if (body := encoded.get(item.position)) is None:
-            body = encoded[item.position] = msgspec.json.encode(event_out(item.row))
-        bodies.append(body)
-    head = b'{"type":"events","cursor":"' + cursor.encode().encode() + b'","events":['
-    return Message(head + b",".join(bodies) + b"]}", len(items), cursor)
-
-
 async def follow(
     hub: Hub, wanted: Filter, after: str | None, still_allowed: "Callable[[], Any]"
 ) -> "AsyncGenerator[tuple[str, bytes], None]":
@@ -353,7 +360,7 @@ async def follow(
         cursor = stream.decode_cursor(after, await hub.home()) if after else None
     except BadCursor as error:
         raise Problem(400, str(error), code="cursor") from None
-    client = Client(wanted)
+    client, look = Client(wanted), Look(still_allowed)
     try:
         if cursor is not None:
             # Most of the way before joining, so that the queue has little to hold meanwhile.
@@ -365,6 +372,7 @@ async def follow(
                     code="cursor",
                 )
             async for message in hub.read_on(cursor, until, wanted):
+                await look()
                 yield message.cursor.encode(), message.body
             cursor = Cursor(await hub.home(), until)
             client.must_cover = until
@@ -372,8 +380,9 @@ async def follow(
         yield await _greeting(hub, client, cursor)
         if cursor is not None:
             async for message in hub.read_on(cursor, client.joined.result(), wanted):
+                await look()
                 yield message.cursor.encode(), message.body
-        async for pair in _live(hub, client, still_allowed):
+        async for pair in _live(hub, client, look):
             yield pair
     finally:
         hub.leave(client)
@@ -389,12 +398,29 @@ async def _greeting(hub: Hub, client: Client, cursor: Cursor | None) -> tuple[st
     return text, msgspec.json.encode({"type": "ping", "cursor": text})
 
 
-async def _live(
-    hub: Hub, client: Client, still_allowed: "Callable[[], Any]"
-) -> "AsyncGenerator[tuple[str, bytes], None]":
-    looked = time.monotonic()
+class Look:
+    """Looks again, every LOOK_S, whether a client may still read."""
+
+    def __init__(self, still_allowed: "Callable[[], Any]") -> None:
+        self._still_allowed = still_allowed
+        self._looked = time.monotonic()
+
+    async def __call__(self) -> None:
+        """Raises Problem where it may not."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        # Where the database is away it cannot be known, and nothing is read now either.
+        with contextlib.suppress(StoreUnavailable, StoreMisconfigured):
+            await self._still_allowed()
+
+
+async def _live(hub: Hub, client: Client, look: Look) -> "AsyncGenerator[tuple[str, bytes], None]":
+    said = time.monotonic()
     while True:
-        taken = await client.take(PING_S)
+        taken = await client.take(LOOK_S)
+        # Before it is handed on: what was stored for a reader that may not read any more stays here.
+        await look()
         if isinstance(taken, Message):
             yield taken.cursor.encode(), taken.body
         elif isinstance(taken, Skipped):
@@ -404,23 +430,17 @@ async def _live(
         elif client.ended:
             yield "", msgspec.json.encode({"type": "end", "detail": client.ended})
             return
+        elif time.monotonic() - said < PING_S:
+            continue
         else:
             text = (
                 client.cursor.encode() if client.cursor else Cursor(await hub.home(), client.joined.result()).encode()
             )
             yield text, msgspec.json.encode({"type": "ping", "cursor": text})
-        if time.monotonic() - looked > PING_S:
-            looked = time.monotonic()
-            try:
-                await still_allowed()
-            except Problem as problem:
-                client.end(problem.detail)
-            except (StoreUnavailable, StoreMisconfigured):
-                # Whether it may still read cannot be known now, and nothing is read now either.
-                continue
+        said = time.monotonic()
 
 
-_OPT = {"access": "read", "parameters": frozenset({"after"})}
+_OPT = {"access": "read", "parameters": frozenset({"after", "personal"})}
 _After = Annotated[
     str | None,
     QueryParameter(name="after", max_length=stream.CURSOR_CHARS_MAX, description="`cursor` of the last message"),
@@ -432,6 +452,8 @@ async def stream_websocket(
     socket: WebSocket[Any, Any, Any], state: State, wanted: Filter, after: _After = None
 ) -> None:
     """Live events. What the client sends is not looked at."""
+    if wanted.personal:
+        await personal.read(socket, state, 0, live=True)
     await socket.accept()
     sending = asyncio.create_task(_send(socket, state.hub, wanted, after))
     hearing = asyncio.create_task(_hear(socket))
@@ -447,7 +469,7 @@ async def _send(socket: WebSocket[Any, Any, Any], hub: Hub, wanted: Filter, afte
     handler = socket.route_handler
     code, reason = 1012, "the stream has ended; come again with the cursor"
     try:
-        async with contextlib.aclosing(follow(hub, wanted, after, lambda: access.guard(socket, handler))) as messages:
+        async with contextlib.aclosing(follow(hub, wanted, after, lambda: access.still(socket, handler))) as messages:
             async for _, body in messages:
                 await socket.send_data(body, mode="text", encoding="utf-8")
     except Problem as problem:
@@ -478,8 +500,10 @@ async def _hear(socket: WebSocket[Any, Any, Any]) -> None:
 async def stream_sse(request: Request[Any, Any, Any], state: State, wanted: Filter, after: _After = None) -> Stream:
     """Each event's id is a cursor, so that a browser that reconnects goes on by itself."""
     hub: Hub = state.hub
+    if wanted.personal:
+        await personal.read(request, state, 0, live=True)
     start = request.headers.get("last-event-id") or after
-    messages = follow(hub, wanted, start, lambda: access.guard(request, request.route_handler))
+    messages = follow(hub, wanted, start, lambda: access.still(request, request.route_handler))
     # The first one before the answer begins, so that what is wrong with the request is told by its status.
     first = await anext(messages)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -491,9 +515,13 @@ async def _sse(
 ) -> "AsyncGenerator[bytes, None]":
     kind: Literal["message"] = "message"
     yield _frame(*first, kind)
-    with contextlib.suppress(Problem, StoreUnavailable, StoreMisconfigured):
-        async for cursor, body in messages:
-            yield _frame(cursor, body, kind)
+    with contextlib.suppress(StoreUnavailable, StoreMisconfigured):
+        try:
+            async for cursor, body in messages:
+                yield _frame(cursor, body, kind)
+        except Problem as problem:
+            end = {"type": "end", "detail": problem.detail, "code": problem.code}
+            yield _frame("", msgspec.json.encode(end), kind)
 
 
 def _frame(cursor: str, body: bytes, kind: str) -> bytes:

@@ -1,6 +1,9 @@
 """Reading what is known of the fleet."""
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from collector.store.events import Scope, Where, scope_conditions
 
 if TYPE_CHECKING:
     from collector.store.database import Anyone
@@ -12,11 +15,21 @@ SELECT a.agent_id, p.site, p.line, p.station, a.version, a.first_seen, a.last_se
                                             'events', h.events, 'gaps', h.gaps) ORDER BY h.changed)
         FROM batch_heads h WHERE h.agent_id = a.agent_id) AS streams
 FROM agents a JOIN places p USING (place_id)
-WHERE ($1 = '' OR p.site = $1) AND ($2 = '' OR p.line = $2) AND ($3 = '' OR p.station = $3)
-ORDER BY p.site, p.line, p.station, a.agent_id
 """
 
 
-async def everyone(connection: "Anyone", scope: tuple[str, str, str]) -> list[dict[str, Any]]:
-    """All agents within a scope of site, line, station (empty: all). `status` and `streams` are JSON as text."""
-    return [dict(row) for row in await connection.fetch(_AGENTS, *scope)]
+async def everyone(connection: "Anyone", scope: Scope) -> list[dict[str, Any]]:
+    """All agents within a scope. `status` and `streams` are JSON as text."""
+    w = Where()
+    w.conditions += scope_conditions(w, scope, "p.")
+    order = "ORDER BY p.site, p.line, p.station, a.agent_id"
+    return [dict(row) for row in await connection.fetch(f"{_AGENTS} WHERE {w} {order}", *w.arguments)]
+
+
+async def seen(connection: "Anyone", agent_id: UUID, scope: Scope) -> bool:
+    """Whether an agent is known and stands within a scope now."""
+    w = Where()
+    w.add("a.agent_id = {}::uuid", agent_id)
+    w.conditions += scope_conditions(w, scope, "p.")
+    sql = f"SELECT EXISTS (SELECT FROM agents a JOIN places p USING (place_id) WHERE {w})"
+    return bool(await connection.fetchval(sql, *w.arguments))

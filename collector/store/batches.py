@@ -32,7 +32,7 @@ Stream = tuple[UUID, int]
 
 _EVIDENCE = (
     "received", "batch_id", "batch_no", "through", "first_time", "last_time", "agent_id", "buffer_id", "events", "lane", "hash", "prev",
-    "frame",
+    "frame", "place_id", "signature_id",
 )  # fmt: skip
 _GAPS = (
     "batch_id", "idx", "received", "time", "agent_id", "buffer_id", "lane", "batch_no", "through", "prev", "last_hash", "source", "lost",
@@ -83,6 +83,16 @@ class Stored:
     received: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What covers a request: see agent.wire.signature."""
+
+    key_id: str
+    text: bytes
+    signature: bytes
+    sent_us: int
+
+
 class Transaction:
     """One request's transaction. Made by `transaction`; committed when that context ends without error."""
 
@@ -125,19 +135,25 @@ class Transaction:
         found: int = await self._connection.fetchval(_PLACE, agent_id)
         return found
 
-    async def store(self, frames: Sequence[Frame], place_id: int, *, careful: bool) -> Stored:
-        """Store new frames. Raises BadFrame, Unstorable."""
+    async def store(
+        self, frames: Sequence[Frame], place_id: int, *, careful: bool, signature: Signature | None = None
+    ) -> Stored:
+        """Store new frames, and the signature that covers them. Raises BadFrame, Unstorable."""
         # After the heads are locked: the times of a stream then never go back, however long the wait for the lock was.
         row = await self._connection.fetchrow(_NUMBERS, len(frames))
         if row is None:
             raise asyncpg.InterfaceError("no answer")
-        received = row["received"]
+        received, signature_id = row["received"], row["numbers"][0] if signature else None
         chunks = _Chunks(self._agent_id, frames, row["numbers"], place_id, received, careful=careful)
         try:
             await self._connection.copy_to_table(
                 "security_events", columns=COLUMNS, format="binary", source=chunks.binary()
             )
-            await self._into("evidence", _EVIDENCE, [self._evidence(*item, received) for item in chunks.opened])
+            records = [self._evidence(*item, received, place_id, signature_id) for item in chunks.opened]
+            await self._into("evidence", _EVIDENCE, records)
+            if signature:
+                values = (self._agent_id, signature.key_id, signature.text.decode(), signature.signature)
+                await self._connection.execute(_SIGNATURE, received, signature_id, *values)
             if gaps := [gap for item in chunks.opened for gap in self._gaps(*item, received)]:
                 await self._into("gaps", _GAPS, gaps)
             await rollups.append(self._connection, place_id, chunks.tallies)
@@ -153,11 +169,13 @@ class Transaction:
     async def _into(self, table: str, columns: Sequence[str], records: Sequence[tuple[Any, ...]]) -> None:
         await self._connection.copy_records_to_table(table, columns=columns, records=records)
 
-    def _evidence(self, batch_id: int, frame: Frame, rows: Rows, received: datetime) -> tuple[Any, ...]:
+    def _evidence(
+        self, batch_id: int, frame: Frame, rows: Rows, received: datetime, place_id: int, signature_id: int | None
+    ) -> tuple[Any, ...]:
         h = frame.header
         return (
             received, batch_id, h.no, h.through, rows.first_time, rows.last_time, self._agent_id, UUID(h.buffer), h.events, h.lane,
-            frame.hash, h.prev, frame.wire,
+            frame.hash, h.prev, frame.wire, place_id, signature_id,
         )  # fmt: skip
 
     def _gaps(self, batch_id: int, frame: Frame, rows: Rows, received: datetime) -> Iterable[tuple[Any, ...]]:
@@ -194,12 +212,13 @@ class Transaction:
         version: str | None,
         clock_offset_us: int | None,
         status: str | None,
+        sent_us: int | None = None,
     ) -> None:
-        """Keep what an accepted request says of its agent."""
+        """Keep what an accepted request says of its agent. One that brings nothing new and was sent no later than another says nothing."""
         heads = list(heads)
         events, batches, gaps = sum(h.events for h in heads), sum(h.batches for h in heads), sum(h.gaps for h in heads)
         await self._connection.execute(
-            _NOTE_AGENT, self._agent_id, place_id, version, events, batches, gaps, clock_offset_us, status
+            _NOTE_AGENT, self._agent_id, place_id, version, events, batches, gaps, clock_offset_us, status, sent_us
         )
 
     async def note_fork(self, agent_id: UUID, frame: Frame, stored_hash: str) -> bool:
@@ -271,9 +290,9 @@ class _Chunks:
                 )
             except MalformedBatch as error:
                 raise BadFrame(frame, str(error)) from None
-            bodies.append(rows.binary)
+            bodies += rows.parts
             merge_into(self.tallies, rows.tallies.items())
-            opened.append((number, frame, rows._replace(binary=b"", tallies={})))
+            opened.append((number, frame, rows._replace(parts=[], tallies={})))
         return b"".join(bodies), opened
 
 
@@ -336,14 +355,18 @@ SELECT clock_timestamp() AS received, array_agg(nextval('batch_ids')) AS numbers
 """
 _NOTE_AGENT = """
 INSERT INTO agents AS a
-    (agent_id, place_id, version, first_seen, last_seen, last_event, events, batches, gaps, clock_offset_us, status)
-VALUES ($1, $2, $3, now(), now(), CASE WHEN $4::bigint > 0 THEN now() END, $4, $5, $6, $7, $8)
+    (agent_id, place_id, version, first_seen, last_seen, last_event, events, batches, gaps, clock_offset_us, status, sent_us)
+VALUES ($1, $2, $3, now(), now(), CASE WHEN $4::bigint > 0 THEN now() END, $4, $5, $6, $7, $8, $9)
 ON CONFLICT (agent_id) DO UPDATE SET
     place_id = excluded.place_id,
     last_seen = greatest(a.last_seen, excluded.last_seen), last_event = coalesce(excluded.last_event, a.last_event),
     version = coalesce(excluded.version, a.version), events = a.events + excluded.events, batches = a.batches + excluded.batches,
     gaps = a.gaps + excluded.gaps, clock_offset_us = coalesce(excluded.clock_offset_us, a.clock_offset_us),
-    status = coalesce(excluded.status, a.status)
+    status = coalesce(excluded.status, a.status), sent_us = coalesce(excluded.sent_us, a.sent_us)
+WHERE excluded.batches > 0 OR excluded.sent_us IS NULL OR a.sent_us IS NULL OR excluded.sent_us > a.sent_us
+"""
+_SIGNATURE = """
+INSERT INTO signatures (received, signature_id, agent_id, key_id, signed, signature) VALUES ($1, $2, $3, $4, $5, $6)
 """
 _NOTE_FORK = """
 INSERT INTO forks (agent_id, buffer_id, lane, batch_no, hash, prev, stored_hash) VALUES ($1, $2, $3, $4, $5, $6, $7)

@@ -26,6 +26,10 @@ COMMAND_S_MAX = 120.0
 """A statement that runs longer is cancelled, so that a lost server does not hold a request for ever."""
 
 
+NUMBER_MAX = 2**63 - 1
+"""The largest number that a bigint holds: what is larger can be no number of ours, and the database would refuse it."""
+
+
 class StoreUnavailable(Exception):
     """The database cannot do it now. Nothing is wrong with the request; it may be sent again."""
 
@@ -56,6 +60,11 @@ _REFUSED = (
     asyncpg.InsufficientPrivilegeError,
 )
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether an error says that the database, or the way to it, is not there now."""
+    return isinstance(error, _LATER)
 
 
 def first_line(error: BaseException) -> str:
@@ -120,13 +129,14 @@ class Database:
                 server_settings=settings,
             )
 
-    async def close(self) -> None:
-        """Cut all connections after what runs has ended, at most 10 s later."""
+    async def close(self, within_s: float = 10.0) -> None:
+        """Cut all connections after what runs has ended, or when the time is over. What still waits for an answer then gets an error."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
         try:
-            await asyncio.wait_for(pool.close(), 10)
+            async with asyncio.timeout(within_s):
+                await pool.close()
         except TimeoutError:
             pool.terminate()
 

@@ -5,9 +5,10 @@ A time filter bounds `received` too (an event is never stored with a time furthe
 PostgreSQL the partitions of the days before.
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -26,9 +27,12 @@ Order = Literal["asc", "desc"]
 Position = tuple[datetime, int, int]
 """time, batch_id, idx of the last event of a page."""
 Record = asyncpg.Record
-Scope = tuple[str, str, str]
-"""Site, line, station of the caller's key: what lies outside does not exist for it. Empty: all."""
-ALL: Scope = ("", "", "")
+Scope = tuple[tuple[str, str, str], ...]
+"""Site, line, station, each empty for all: any of these is what the caller may see, and what lies outside does not exist for it.
+
+Without any, nothing may be seen.
+"""
+ALL: Scope = (("", "", ""),)
 
 
 class BadFilter(Exception):
@@ -37,6 +41,21 @@ class BadFilter(Exception):
 
 class TooSlow(Exception):
     """The query ran into its time limit."""
+
+
+class Pseudonyms(NamedTuple):
+    """Pseudonyms and how they are made: the beginning of the hex of sha256(outer || sha256(inner || actor)), behind a prefix."""
+
+    values: tuple[str, ...]
+    prefix: str
+    chars: int
+    inner: bytes
+    outer: bytes
+
+    def of(self, actor: str) -> str:
+        """The pseudonym of an actor."""
+        inner = hashlib.sha256(self.inner + actor.encode(errors="replace")).digest()
+        return self.prefix + hashlib.sha256(self.outer + inner).hexdigest()[: self.chars]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +75,8 @@ class Filter:
     severities: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
     actors: tuple[str, ...] = ()
+    pseudonyms: "Pseudonyms | None" = None
+    """Actors by what stands for them."""
     src_ips: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
@@ -64,6 +85,8 @@ class Filter:
     data: str | None = None
     """A JSON object that `data` contains."""
     correlation_id: str | None = None
+    personal: bool = False
+    """Whether the reader is shown personal data as it is, and not what stands for it."""
     scope: Scope
     """What the caller may read. Without a default, so that no reading can forget it."""
 
@@ -98,7 +121,7 @@ COLUMNS_READ = """
 e.received, e.time, e.observed,
 coalesce(e.time_flag, CASE WHEN e.received - e.time > interval '1 day' AND EXISTS (
     SELECT FROM tombstones t WHERE t.kind = 'dropped' AND t.day = (e.time AT TIME ZONE 'UTC')::date AND t.made < e.received
-) THEN 'late' END) AS time_flag, e.time_claimed, e.agent_id, e.buffer_id, e.lane, e.batch_no, e.idx, e.batch_id, p.site, p.line,
+) THEN 'late' END) AS time_flag, e.time_claimed, e.agent_id, e.buffer_id, e.lane, e.batch_no, e.idx, e.batch_id, e.place_id, p.site, p.line,
 p.station, e.type, e.category, e.severity, e.source, e.src_ip, e.target, e.outcome, e.message, e.correlation_id, e.actor, e.raw, e.data,
 e.data_text, e.personal, e.personal_text
 """
@@ -130,6 +153,12 @@ def where_of(wanted: Filter, arguments: "list[Any] | None" = None) -> Where:
         ("outcome", wanted.outcomes),
     ):
         w.any_of(f"e.{column}", "text", values)
+    if (by := wanted.pseudonyms) is not None:
+        digest = (
+            f"sha256({w.bind(by.outer)}::bytea || sha256({w.bind(by.inner)}::bytea || convert_to(e.actor, 'UTF8')))"
+        )
+        value = f"{w.bind(by.prefix)}::text || left(encode({digest}, 'hex'), {int(by.chars)})"
+        w.conditions.append(f"e.actor IS NOT NULL AND {value} = ANY ({w.bind(list(by.values))}::text[])")
     if wanted.text is not None:
         w.add("e.message ILIKE {}::text", "%" + _literal(wanted.text) + "%")
     if wanted.data is not None:
@@ -153,12 +182,42 @@ def _literal(text: str) -> str:
 def places_conditions(w: Where, wanted: Filter, column: str = "place_id") -> list[str]:
     """The one place where the scope of the caller becomes a condition; nothing where every place is meant."""
     columns = [("site", wanted.sites), ("line", wanted.lines), ("station", wanted.stations)]
-    columns += [(name, (value,)) for (name, _), value in zip(columns, wanted.scope, strict=True) if value]
     inner = Where()
     inner.arguments = w.arguments
     for name, values in columns:
         inner.any_of(name, "text", values)
+    inner.conditions += scope_conditions(inner, wanted.scope)
     return [f"{column} = ANY (ARRAY(SELECT place_id FROM places WHERE {inner}))"] if inner.conditions else []
+
+
+def scope_conditions(w: Where, scope: Scope, table: str = "") -> list[str]:
+    """That a row of places lies within a scope; `table` is what places is called there, with its dot."""
+    either = []
+    for place in scope:
+        both = Where()
+        both.arguments = w.arguments
+        for name, value in zip(("site", "line", "station"), place, strict=True):
+            both.any_of(table + name, "text", (value,) if value else ())
+        if not both.conditions:
+            return []
+        either.append(f"({both})")
+    return ["(" + " OR ".join(either) + ")"] if either else ["false"]
+
+
+def within(scope: Scope, site: str, line: str, station: str) -> bool:
+    """Whether a place lies within a scope: the same as `scope_conditions` says."""
+    return any(
+        all(not wanted or wanted == value for wanted, value in zip(place, (site, line, station), strict=True))
+        for place in scope
+    )
+
+
+def contains(outer: Scope, inner: Scope) -> bool:
+    """Whether every place of `inner` lies within `outer`, as far as single places of `outer` say so."""
+    return all(
+        any(all(not wanted or wanted == value for wanted, value in zip(place, part, strict=True)) for place in outer)
+        for part in inner
+    )
 
 
 def types_condition(w: Where, types: tuple[str, ...], column: str = "e.type") -> None:

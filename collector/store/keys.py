@@ -36,22 +36,32 @@ class Key:
     expires: datetime | None
     revoked: datetime | None
     last_used: datetime | None
+    created_by: str = ""
 
 
-_COLUMNS = "key_id, prefix, role, name, site, line, station, agent_id, created, expires, revoked, last_used"
+_COLUMNS = "key_id, prefix, role, name, site, line, station, agent_id, created, expires, revoked, last_used, created_by"
 
 
 async def create(
-    connection: "Anyone", *, role: Role, name: str, site: str, line: str, station: str, expires: datetime | None
+    connection: "Anyone",
+    *,
+    role: Role,
+    name: str,
+    site: str,
+    line: str,
+    station: str,
+    expires: datetime | None,
+    created_by: str = "",
 ) -> tuple[str, Key]:
     """Make a key: the key itself, which is nowhere else, and what is stored of it."""
     prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
     secret = f"lw_{prefix}_{secrets.token_urlsafe(32)}"
     with translated():
         row = await connection.fetchrow(
-            f"INSERT INTO api_keys (prefix, hash, role, name, site, line, station, expires) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) "
+            f"INSERT INTO api_keys (prefix, hash, role, name, site, line, station, expires, created_by) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
             f"RETURNING {_COLUMNS}",
-            prefix, hashlib.sha256(secret.encode()).digest(), role, name, site, line, station, expires,
+            prefix, hashlib.sha256(secret.encode()).digest(), role, name, site, line, station, expires, created_by,
         )  # fmt: skip
     assert row is not None  # noqa: S101 - RETURNING of one inserted row
     return secret, Key(*row)
@@ -86,7 +96,12 @@ async def bind(connection: "Anyone", key_id: int, agent_id: UUID) -> UUID:
 
 async def place_of(connection: "Anyone", key: Key) -> int:
     """Number of the place that a key names, made where it is new."""
-    arguments = (key.site, key.line, key.station)
+    return await place_named(connection, key.site, key.line, key.station)
+
+
+async def place_named(connection: "Anyone", site: str, line: str, station: str) -> int:
+    """Number of a place, made where it is new."""
+    arguments = (site, line, station)
     found: int | None = await connection.fetchval(_PLACE, *arguments)
     if found is None:
         await connection.execute(_MAKE_PLACE, *arguments)
@@ -99,6 +114,13 @@ async def everyone(connection: "Anyone") -> list[Key]:
     """All keys, oldest first."""
     with translated():
         return [Key(*row) for row in await connection.fetch(f"SELECT {_COLUMNS} FROM api_keys ORDER BY key_id")]
+
+
+async def by_prefix(connection: "Anyone", prefix: str) -> Key | None:
+    """The key of a prefix."""
+    with translated():
+        row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM api_keys WHERE prefix = $1", prefix.replace("\0", ""))
+    return Key(*row) if row is not None else None
 
 
 async def revoke(connection: "Anyone", prefix: str) -> bool:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collector.store.database import Anyone
 
 PARTITIONED = ("security_events", "evidence")
+"""Each day has both."""
+BESIDE = ("signatures",)
+"""Days from before this table was made do not have it."""
 ADVISORY_LOCK = 0x4C57_0002
 LOCK_S_MAX = 5
 INDEX_S_MAX = 3_600
@@ -44,7 +47,7 @@ async def ensure(connection: "Anyone", *, ahead_days: int) -> list[str]:
             return made
         try:
             today: date = await connection.fetchval("SELECT (now() AT TIME ZONE 'UTC')::date")
-            for table in PARTITIONED:
+            for table in (*PARTITIONED, *BESIDE):
                 days = {today + timedelta(days=n) for n in range(ahead_days + 1)} | await _stray_days(connection, table)
                 existing = await _existing(connection, table)
                 for day in sorted(days):

@@ -312,7 +312,7 @@ def _answer(row: Any, group: tuple[str, ...]) -> Answer:
             int(row[f"{name}_sum"]),
             row[f"{name}_min"],
             row[f"{name}_max"],
-            row[f"{name}_bins"] or (),
+            (row[f"{name}_bins"] or b"",),
         )
     return Answer(row["bucket"], tuple(row[name] for name in group), tally)
 
@@ -321,7 +321,8 @@ def _sql(question: Question) -> tuple[str, list[Any]]:
     w = Where()
     begin, end = w.bind(question.begin), w.bind(question.end)
     places = places_conditions(w, question.wanted)
-    of_places = bool(places) or any(name in ("site", "line", "station") for name in question.group)
+    by_place = any(name in ("site", "line", "station") for name in question.group)
+    of_places = bool(places) or by_place
     conditions = [*places, *_conditions(w, question.wanted)]
     columns = f"place_id, {', '.join((*_KEY, *_VALUES))}"
     where = " AND ".join(["true", *conditions])
@@ -344,7 +345,7 @@ def _sql(question: Question) -> tuple[str, list[Any]]:
     parts.append(f"SELECT {truncated}, {columns} FROM metric_deltas WHERE hour >= {begin} AND hour < {end} AND {where}")
     named = ", ".join(["bucket", *question.group])
     sums = ", ".join(_SUMS)
-    joined = "JOIN places p USING (place_id)" if of_places else ""
+    joined = "JOIN places p USING (place_id)" if by_place else ""
     sql = (
         f"WITH picked AS ({' UNION ALL '.join(parts)}) SELECT {named}, {sums} FROM picked {joined} "
         f"GROUP BY {named} ORDER BY {named} LIMIT {GROUPS_MAX + 1}"
@@ -369,7 +370,7 @@ _SUMS = (
     "sum(events) AS events",
     *(
         f"sum({name}_count) AS {name}_count, sum({name}_sum) AS {name}_sum, min({name}_min) AS {name}_min, max({name}_max) AS {name}_max, "
-        f"array_agg({name}_bins) FILTER (WHERE {name}_count > 0) AS {name}_bins"
+        f"string_agg({name}_bins, ''::bytea) FILTER (WHERE {name}_count > 0) AS {name}_bins"
         for name in ("latency", "processing")
     ),
 )

@@ -62,14 +62,16 @@ class Gap(NamedTuple):
 class Rows(NamedTuple):
     """What a frame becomes."""
 
-    binary: bytes
-    """Rows in the form of COPY … WITH (FORMAT binary), in the order of COLUMNS, without head and tail."""
+    parts: list[bytes]
+    """Rows in the form of COPY … WITH (FORMAT binary), in the order of COLUMNS, without head and tail: PARTS pieces each."""
     events: int
     gaps: list[Gap]
     first_time: datetime
     last_time: datetime
     tallies: Tallies
     """What its events add to the roll-ups."""
+    bare: list[int]
+    """Events that had a personal line which is not there: it was erased."""
 
 
 def to_us(moment: datetime) -> int:
@@ -85,6 +87,10 @@ def from_us(us: int) -> datetime | None:
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TAIL = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
+PARTS = 14
+"""Pieces of a row: ten up to `correlation_id`; `data` and its text; the claimed time and its flag; `actor` and `raw`; `personal` and
+its text."""
+_NOBODY = (_NULL + _NULL, _NULL + _NULL)
 _PG_EPOCH_US = 946_684_800_000_000
 """PostgreSQL counts microseconds from 2000."""
 _JSONB_VERSION = b"\x01"
@@ -136,6 +142,7 @@ def rows_of(
     )  # fmt: skip
     out: list[bytes] = []
     gaps: list[Gap] = []
+    bare: list[int] = []
     first_us, last_us = 2**63, -(2**63)
     texts, types, fixed, eight = _Texts(), _Types(), _FIXED.pack, _EIGHT.pack
     groups = Groups()
@@ -169,14 +176,16 @@ def rows_of(
             _NULL if correlation is None else _field(correlation.encode()),
             _data(bytes(c.data), careful) if c.data else _NULL + _NULL,
             flags,
-            _personal(personal, idx, careful) if personal else _NULL * 4,
+            *(_personal(personal, idx, careful) if personal else _NOBODY),
         )
+        if not personal and c.commit is not None:
+            bare.append(idx)
         if c.type == "collection.gap":
             gaps.append(_gap(idx, EPOCH + timedelta(microseconds=us), c, careful))
     first_time, last_time = (EPOCH + timedelta(microseconds=us) for us in (first_us, last_us))
     tallies: Tallies = {}
     merge_into(tallies, groups.tallies())
-    return Rows(b"".join(out), h.events, gaps, first_time, last_time, tallies)
+    return Rows(out, h.events, gaps, first_time, last_time, tallies, bare)
 
 
 def _clean(text: str | None) -> str | None:
@@ -212,13 +221,13 @@ def _data(value: bytes, careful: bool) -> bytes:  # noqa: FBT001 - an inner loop
     return _jsonb(value) + _NULL
 
 
-def _personal(line: bytes, idx: int, careful: bool) -> bytes:  # noqa: FBT001
+def _personal(line: bytes, idx: int, careful: bool) -> tuple[bytes, bytes]:  # noqa: FBT001
     named = decode_personal(line, idx)
     # Written anew from the object: the line has its salt in front.
     data = _data(msgspec.json.encode(named.data), careful) if named.data else _NULL + _NULL
     if careful:
-        return _text(_clean(named.actor)) + _text(_clean(named.raw)) + data
-    return _text(named.actor) + _text(named.raw) + data
+        return _text(_clean(named.actor)) + _text(_clean(named.raw)), data
+    return _text(named.actor) + _text(named.raw), data
 
 
 def _gap(idx: int, time: datetime, line: CoreLine, careful: bool) -> Gap:  # noqa: FBT001

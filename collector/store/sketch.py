@@ -12,10 +12,14 @@ Stored, a sketch is its bins in order, each `<hQ`: bin, count.
 """
 
 import struct
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import log
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,6 +29,11 @@ GAMMA = (1 + ALPHA) / (1 - ALPHA)
 BELOW = -1
 _PER_LOG = 1 / log(GAMMA)
 _BIN = struct.Struct("<hQ")
+_ITEM = np.dtype([("bin", "<i2"), ("many", "<u8")])
+_MANY_BYTES = 2_000
+"""From here on the loop costs more than a call of numpy."""
+_EXACT_MAX = 2**53
+"""numpy adds these up as doubles, which are exact up to here."""
 
 
 def _bins(values: "Sequence[int]") -> "Counter[int]":
@@ -76,17 +85,16 @@ class Measure:
         if high is not None:
             self.high = high if self.high is None else max(self.high, high)
 
-    def quantile(self, share: float) -> float | None:
-        """The value below which this share of all lies, within ALPHA; None where there is none."""
+    def quantiles(self, shares: "Iterable[float]") -> list[float | None]:
+        """For each share the value below which so much of all lies, within ALPHA; None where there is none."""
         if not self.count or self.low is None or self.high is None:
-            return None
-        rank, seen = share * (self.count - 1), 0
-        for number in sorted(self.bins):
-            seen += self.bins[number]
-            if seen > rank:
-                # A middle may lie outside of what was seen.
-                return min(max(_middle(number), float(self.low)), float(self.high))
-        return float(self.high)
+            return [None for _ in shares]
+        low, high = float(self.low), float(self.high)
+        numbers = sorted(self.bins)
+        seen = list(accumulate(map(self.bins.__getitem__, numbers)))
+        # The first bin up to which more lie than the rank. A middle may lie outside of what was seen.
+        found = (bisect_right(seen, share * (self.count - 1)) for share in shares)
+        return [min(max(_middle(numbers[at]), low), high) if at < len(numbers) else high for at in found]
 
     @property
     def mean(self) -> float | None:
@@ -104,7 +112,12 @@ class Measure:
         self._widen(low, high)
         self.count += count
         self.total += total
-        mine = self.bins
-        for stored in bins:
-            for number, many in _BIN.iter_unpack(stored):
+        mine, content = self.bins, b"".join(bins)
+        if len(content) < _MANY_BYTES or count > _EXACT_MAX:
+            for number, many in _BIN.iter_unpack(content):
                 mine[number] += many
+            return
+        items = np.frombuffer(content, dtype=_ITEM)
+        sums = np.bincount(items["bin"].astype(np.intp) - BELOW, weights=items["many"])
+        for at in np.flatnonzero(sums).tolist():
+            mine[at + BELOW] += int(sums[at])

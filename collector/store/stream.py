@@ -14,7 +14,7 @@ LATE_S_MAX before (a transaction of ingest cannot last that long), which spares 
 import base64
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -133,6 +133,20 @@ async def between(
     connection: "Anyone", old: Snapshot, new: Snapshot, after: Position | None
 ) -> "tuple[list[Item], Position | None]":
     """The next events that `new` sees and `old` does not, behind `after`; and where to go on, None at the end."""
+    batches, reached = await batches_between(connection, old, new, after)
+    items = await items_of(connection, batches)
+    if after is not None:
+        items = [item for item in items if _key(item.position) > _key(after)]
+    return items, reached
+
+
+async def batches_between(
+    connection: "Anyone", old: Snapshot, new: Snapshot, after: Position | None
+) -> "tuple[Sequence[Record], Position | None]":
+    """The next batches that hold such events, about CHUNK_EVENTS; and where to go on, None at the end.
+
+    The first is that of `after` where `after` lies within it.
+    """
     low = after or Position(0, 0, 0)
     since = timedelta(microseconds=old.taken_us) + _EPOCH - timedelta(seconds=LATE_S_MAX)
     batches = await connection.fetch(
@@ -155,24 +169,24 @@ async def between(
             break
         taken.append(batch)
         events += batch["events"]
-    items = await _items(connection, taken)
-    if after is not None:
-        items = [item for item in items if _key(item.position) > _key(after)]
     last = taken[-1]
     # Not that of the last event: its row may be gone, and this has to go on.
     reached = Position(int(last["xid"]), last["batch_id"], max(last["events"] - 1, 0))
     ended = len(taken) == len(batches) < _CHUNK_BATCHES
-    return items, None if ended else reached
+    return taken, None if ended else reached
 
 
 def _key(position: Position) -> tuple[int, int, int]:
     return position.xid, position.batch_id, position.idx
 
 
-async def _items(connection: "Anyone", batches: "Sequence[Any]") -> list[Item]:
+async def items_of(connection: "Anyone", batches: "Sequence[Record]", picked: str = "true") -> list[Item]:
+    """Events of batches. `picked`: a condition on `e`, a constant of ours, of those that are wanted at all."""
+    if not batches:
+        return []
     xids = {batch["batch_id"]: int(batch["xid"]) for batch in batches}
     received = [batch["received"] for batch in batches]
-    rows = await connection.fetch(_EVENTS, list(xids), min(received), max(received))
+    rows = await connection.fetch(f"{_EVENTS} AND ({picked})", list(xids), min(received), max(received))
     items = [Item(Position(xids[row["batch_id"]], row["batch_id"], row["idx"]), row) for row in rows]
     return sorted(items, key=lambda item: _key(item.position))
 

@@ -1,0 +1,65 @@
+"""How often somebody may ask: a token bucket each, refilled at a rate, in bounded memory.
+
+What is forgotten where there are too many is the bucket that was not used for longest. It would be full again soon anyway, so that
+forgetting it lets little through.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+BUCKETS_MAX = 10_000
+
+
+class Rates:
+    """`per_s` requests a second on average and `burst` at once, for each name. `per_s` 0: no limit."""
+
+    def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_s
+        self._burst = float(burst)
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def _level(self, name: str) -> float:
+        found = self._buckets.get(name)
+        if found is None:
+            return self._burst
+        level, since = found
+        return min(self._burst, level + (self._clock() - since) * self._per_s)
+
+    def wait_s(self, name: str) -> float:
+        """How long until one may come; 0: now. Takes nothing."""
+        if self._per_s <= 0:
+            return 0.0
+        return max(0.0, (1.0 - self._level(name)) / self._per_s)
+
+    def take(self, name: str) -> float:
+        """Let one through, and 0; or how long to wait."""
+        if wait := self.wait_s(name):
+            return wait
+        if self._per_s > 0:
+            self._buckets[name] = (self._level(name) - 1.0, self._clock())
+            self._buckets.move_to_end(name)
+            if len(self._buckets) > BUCKETS_MAX:
+                self._buckets.popitem(last=False)
+        return 0.0
+
+
+class Known:
+    """Credentials that were good of late: who shares an address with somebody that floods it with bad ones is still let in."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, credential: bytes) -> bool:
+        return credential in self._known
+
+    def add(self, credential: bytes) -> None:
+        """It was good."""
+        self._known[credential] = None
+        self._known.move_to_end(credential)
+        if len(self._known) > BUCKETS_MAX:
+            self._known.popitem(last=False)
