@@ -15,7 +15,8 @@ from typing import Any, Self
 import httpx
 
 from agent.simulator import plc
-from tests.collector_process import ROOT, free_port, poll_until
+from tests.collector_process import ROOT, poll_until
+from tests.ports import free_port
 
 START_S_MAX = 60.0
 
@@ -28,6 +29,9 @@ class Agent:
         self.config = folder / "agent.toml"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self._copying: list[subprocess.Popen[bytes]] = []
+        self.environment: dict[str, str] = {}
+        """Beside the tests' own, from the next start on."""
         (folder / "key").write_text(f"{key}\n")
         given: dict[str, dict[str, Any]] = {
             "agent": {"state_dir": str(folder / "state")},
@@ -49,8 +53,14 @@ class Agent:
 
     def start(self, *, ready: bool = True) -> Self:
         command = [sys.executable, "-m", "agent.cli", "run", "--config", str(self.config)]
+        # Through a pipe: a process that is kept from writing files still has its say.
         with (self.folder / "agent.out").open("ab") as said:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+            copying = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=said, process_group=0)
+        assert copying.stdin is not None
+        env = {**os.environ, **self.environment}
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=copying.stdin, stderr=copying.stdin, env=env)
+        copying.stdin.close()
+        self._copying.append(copying)
         if ready:
             self.until_ready()
         return self
@@ -81,6 +91,12 @@ class Agent:
         if self.process is not None:
             self.process.kill()
             self.process.wait(20)
+        self._wait_for_the_last_word()
+
+    def _wait_for_the_last_word(self) -> None:
+        for copying in self._copying:
+            copying.wait(20)
+        self._copying.clear()
 
     def stop(self) -> int:
         """A clean stop; its exit code."""
@@ -88,6 +104,7 @@ class Agent:
         assert self.process is not None
         code = self.process.wait(40)
         self.process = None
+        self._wait_for_the_last_word()
         return code
 
     @property
@@ -98,12 +115,16 @@ class Agent:
     def id(self) -> str:
         return (self.folder / "state" / "agent_id").read_text().strip()
 
+    def backlog(self) -> int | None:
+        """Events in its buffer; None where it does not answer."""
+        try:
+            return int(self.status()["buffer"]["events"])
+        except httpx.HTTPError:
+            return None
+
     def drained(self) -> bool:
         """Whether the collector has everything."""
-        try:
-            return bool(self.status()["buffer"]["events"] == 0)
-        except httpx.HTTPError:
-            return False
+        return self.backlog() == 0
 
     def __enter__(self) -> Self:
         return self.start()

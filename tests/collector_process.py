@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from agent.simulator.postgres import Postgres
 from agent.wire.batch import GENESIS, GapRange, Sealed, encode_lines, seal
 from agent.wire.event import Event
 from collector.store import keys
+from tests.ports import free_port
 from tests.postgres import connected
 
 ROOT = Path(__file__).parent.parent
@@ -37,12 +37,6 @@ def poll_until(what: Callable[[], Any], *, within_s: float = 20.0, why: str = ""
             raise AssertionError(f"not within {within_s} s: {why or what}")
         time.sleep(0.02)
     return answer
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_cli(dsn: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -73,11 +67,17 @@ class Collector:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
+
     def start(self, *, ready: bool = True) -> Self:
         env = {
             **os.environ,
             "LINEWARDEN_COLLECTOR__DATABASE__DSN": self.dsn,
             "LINEWARDEN_COLLECTOR__SERVER__LISTEN": f"127.0.0.1:{self.port}",
+            # Most tests send as agents that were not enrolled.
+            "LINEWARDEN_COLLECTOR__IDENTITY__UNSIGNED": "allow",
             **self._environment,
         }
         self._log_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
@@ -103,13 +103,15 @@ class Collector:
 
     @property
     def log(self) -> str:
+        """What it said, from its first start on."""
+        earlier = self._log.decode(errors="replace")
         if self._log_file is None or self._log_file.closed:
-            return self._log.decode(errors="replace")
+            return earlier
         position = self._log_file.tell()
         self._log_file.seek(0)
         text = self._log_file.read().decode(errors="replace")
         self._log_file.seek(position)
-        return str(text)
+        return f"{earlier}{text}"
 
     def stop(self) -> int:
         """A clean stop; its exit code."""

@@ -5,7 +5,7 @@ import contextlib
 import random
 from typing import Literal, Self
 
-from tests.collector_process import free_port
+from tests.ports import free_port
 
 Mood = Literal["well", "away", "busy", "slow", "reset", "deaf"]
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"

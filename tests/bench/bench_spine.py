@@ -32,7 +32,8 @@ from agent.wire.event import Event
 from tests.agent_process import Agent, log_source, modbus_source, opcua_source, simulator
 from tests.bench.bench_ingest import EVENTS, RATIO_MIN, _bare_copy, _events, _prepare, _rows
 from tests.bench.bench_log import LINES, bare_loop, sshd_line
-from tests.collector_process import Collector, free_port, poll_until
+from tests.collector_process import Collector, poll_until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
 
@@ -80,7 +81,7 @@ async def _send_all(dsn: str, folder: Path, events: list[Event], key_file: Path)
         await buffer.append(events[at : at + 4_096])
     with Collector(dsn) as collector:
         key_file.write_text(await asyncio.to_thread(collector.key, "agent"))
-        sink = HttpSink(url=collector.url, key_file=str(key_file), ca_file=None, timeout_s=60, version="bench")
+        sink = HttpSink(url=collector.url, key_file=str(key_file), timeout_s=60, version="bench")
         sync = Sync(SyncConfig(url=collector.url), buffer, sink, dict)
         begin = time.perf_counter()
         sending = asyncio.create_task(sync.run())

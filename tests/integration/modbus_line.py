@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,16 +14,11 @@ from agent.sources.modbus import ConfigModbus, ModbusSource
 from agent.sources.modbus_link import crc16
 from agent.sources.modbus_points import ConfigPoint
 from agent.wire.event import Event
+from tests.ports import free_port
 
 READING = {1, 2, 3, 4, 43}
 """The only function codes that may ever leave the agent."""
 TABLES = {1: "coil", 2: "discrete", 3: "holding", 4: "input"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def point(name: str, address: int, **options: Any) -> ConfigPoint:

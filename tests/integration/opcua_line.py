@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +11,7 @@ from agent.simulator.opcua_server import NAMESPACE, NODES, PressCell
 from agent.sources.opcua import ConfigOpcUa, OpcUaSource
 from agent.sources.opcua_nodes import ConfigNode, Role
 from agent.wire.event import Event
+from tests.ports import free_port
 
 ROLES: dict[str, Role] = {
     "Press.Cycles": "counter",
@@ -19,12 +19,6 @@ ROLES: dict[str, Role] = {
     "Setpoint.Speed": "setpoint",
     "Setpoint.Temp": "setpoint",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def node(name: str) -> str:

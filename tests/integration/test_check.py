@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import ANY
 
 import pytest
 
@@ -93,9 +94,12 @@ def test_a_configuration_that_is_right_is_said_to_be_so(tmp_path: Path, good: st
     path.write_text(good)
     done = check(path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{path}: all right. Sources: 2; handlers beside the built-in ones: 1.\n"
+    said, _, warned = done.stdout.partition("\n")
+    assert said == f"{path}: all right. Sources: 2; handlers beside the built-in ones: 1."
+    assert "identity: the agent is not enrolled" in warned
+    assert "1 warning" in warned
     assert json.loads(check(path, "--json").stdout) == {
-        "ok": True, "file": str(path), "problems": [], "sources": 2, "handlers": 1,
+        "ok": True, "file": str(path), "problems": [], "sources": 2, "handlers": 1, "warnings": [ANY],
     }  # fmt: skip
 
 
@@ -213,6 +217,10 @@ BROKEN = {
         ("[sync]\n", '[sync]\nkey_file = "{state}/empty.key"\n'),
         ("sync.key_file", "{state}/empty.key is empty", "Put into it what it should hold."),
     ),
+    "secret in a pipe": (
+        ("[sync]\n", '[sync]\nkey_file = "{state}/pipe.key"\n'),
+        ("sync.key_file", "{state}/pipe.key is a pipe or a socket", "Name a file."),
+    ),
     "authority that is no certificate": (
         ("[sync]\n", '[sync]\nca_file = "{state}/open.key"\n'),
         (
@@ -328,6 +336,7 @@ def test_each_broken_configuration_is_told_with_key_and_remedy(tmp_path: Path, g
     (tmp_path / "open.key").chmod(0o644)
     (tmp_path / "empty.key").write_text("\n")
     (tmp_path / "empty.key").chmod(0o600)
+    os.mkfifo(tmp_path / "pipe.key", 0o600)
     path = tmp_path / "agent.toml"
     path.write_text(good.replace(old, new, 1))
     done = check(path, "--json")

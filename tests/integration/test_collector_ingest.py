@@ -400,10 +400,11 @@ def test_data_with_bytes_that_are_no_utf8_is_stored_all_the_same(agent: Agent, r
     assert "\\xff\\xfe" in str(found["data"]) or found["data"]
 
 
-def test_nul_in_text_becomes_its_picture(agent: Agent, reader: httpx.Client) -> None:
+def test_nul_in_text_becomes_its_picture(collector: Collector, agent: Agent) -> None:
     strange = event("a\0b", actor="bob\0", raw="\0line", src_ip="\0", data={"user": "x\0y"})
     assert post(agent.client, agent.chain.seal([strange])).status_code == 200
-    (found,) = events_of(reader, agent=agent.chain.agent)
+    with collector.client(collector.key("analyst")) as analyst:
+        (found,) = events_of(analyst, agent=agent.chain.agent, personal="true")
     assert (found["message"], found["actor"], found["raw"]) == ("a\u2400b", "bob\u2400", "\u2400line")
     assert found["personal"] == {"user": "x\0y"}
 
@@ -461,6 +462,18 @@ def test_postgresql_away_is_503_with_retry_after_and_works_again_when_it_is_back
         assert reader.get("/healthz").status_code == 200
         agent.client.close()
         reader.close()
+
+
+def test_a_collector_stops_in_time_while_its_database_does_not_answer(own_postgres: Postgres) -> None:
+    """asyncpg#873, #1265: a statement that is cancelled waits for the server's word that it is."""
+    with Collector(own_postgres.create_database("lw"), ALERTS__LOOK_S="0.1") as collector:
+        with own_postgres.stalled():
+            # So long that something waits for an answer.
+            time.sleep(3)
+            began = time.monotonic()
+            assert collector.stop() == 0
+            assert time.monotonic() - began < 20
+        assert "Traceback" not in collector.log
 
 
 def test_a_collector_that_starts_before_its_database_waits_for_it(own_postgres: Postgres) -> None:

@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +11,9 @@ from uuid import UUID
 import pytest
 
 from agent.wire.batch import read_frames
-from collector.app import held, migrate_at
-from collector.store import batches, partitions, retention, rollups
+from collector.app import migrate_at
+from collector.legal import held
+from collector.store import partitions, retention
 from collector.store.batches import Transaction
 from collector.store.retention import Rule
 from tests.collector_process import Chain, Collector, event, post, run_cli
@@ -84,9 +83,9 @@ async def _check_tombstones(connection: Any) -> None:
     prev = retention.ZEROS
     for row in await connection.fetch("SELECT * FROM tombstones ORDER BY tombstone_id"):
         streams = json.loads(row["streams"])
-        fields = (row["made"], row["day"], row["kind"], row["rule"], row["events"], streams)
+        fields = (row["made"], row["day"], row["kind"], row["rule"], row["events"], streams, row["rows_hash"])
         assert row["prev"] == prev
-        assert row["hash"] == retention.tombstone_hash(prev, *fields)
+        assert row["hash"] == retention.Tombstone(*fields).hash(prev)
         if row["kind"] == "dropped":
             assert [(s["first"], s["last"], s["lane"], len(s["last_hash"])) for s in streams] == [(1, 1, 1, 64)]
         prev = row["hash"]
@@ -182,67 +181,3 @@ async def test_an_event_of_a_day_that_was_dropped_is_taken_and_flagged(dsn: str)
         with collector.client(collector.key("viewer")) as viewer:
             found = viewer.get("/v1/events", params={"order": "asc"}).json()["events"]
             assert [e["time_flag"] for e in found] == ["late", None]
-
-
-@pytest.mark.parametrize("days", [40, pytest.param(365, marks=pytest.mark.long)])
-async def test_totals_agree_at_each_step_of_a_calendar_through_partitions_roll_ups_and_retention(
-    dsn: str, days: int
-) -> None:
-    """Each month: what is stored plus what tombstones name is all that ever came, and the roll-ups still know all of it."""
-    await migrate_at(dsn)
-    came = 0
-    policy = [Rule(types=("equipment.*",), days=days // 4), Rule(days=days // 2)]
-    async with connected(dsn) as connection:
-        await partitions.ensure(connection, ahead_days=0)
-        for back in range(days, 0, -1):
-            came += await _lived(connection, TODAY - timedelta(days=back), back)
-            if back % 30 == 1:
-                while await rollups.fold(connection):
-                    pass
-                await retention.run(connection, policy, [], dry=False)
-                left = await connection.fetchval("SELECT count(*) FROM security_events")
-                gone = await connection.fetchval("SELECT coalesce(sum(events), 0) FROM tombstones")
-                assert left + gone == came
-                for period in rollups.PERIODS:
-                    sql = "SELECT sum(events) FROM event_metrics WHERE period = $1 AND place_id = 0"
-                    assert await connection.fetchval(sql, period) == came
-        assert gone > came / 4
-        # Where all events are still there, the roll-ups made anew are the ones that were kept.
-        begin = await retention.dropped_until(connection)
-        assert begin is not None
-        end = datetime.now(UTC) + timedelta(hours=1)
-        sql = "SELECT * FROM event_metrics ORDER BY period, place_id, bucket, type, category, severity, source, outcome"
-        before = await connection.fetch(sql)
-        await connection.execute("DELETE FROM event_metrics WHERE period = 'hour' AND bucket >= $1", begin)
-        await rollups.rebuild(connection, begin, end)
-        assert await connection.fetch(sql) == before
-
-
-async def _lived(connection: Any, day: date, number: int) -> int:
-    """A day with a few events, received on that day."""
-    for table in partitions.PARTITIONED:
-        await partitions._make(connection, table, day)
-    at = datetime(day.year, day.month, day.day, number % 24, tzinfo=UTC)
-    us = int(at.timestamp()) * 1_000_000
-    events = [
-        event(str(n), time=us + n, observed=us, type=kind)
-        for n in range(number % 3 + 1)
-        for kind in ("equipment.reading", "log.line")
-    ]
-    chain = Chain()
-    frame = next(read_frames(chain.seal(events).frame))
-    with patched_clock(at):
-        async with connection.transaction():
-            await Transaction(connection, UUID(chain.agent)).store([frame], 1, careful=False)
-    return len(events)
-
-
-@contextmanager
-def patched_clock(at: datetime) -> Iterator[None]:
-    """The database's clock, as ingest asks for it."""
-    asked = batches._NUMBERS
-    batches._NUMBERS = asked.replace("clock_timestamp()", f"'{at.isoformat()}'::timestamptz")
-    try:
-        yield
-    finally:
-        batches._NUMBERS = asked

@@ -20,7 +20,8 @@ from collector.app import migrate_at
 from collector.store import migrate, partitions
 from collector.store.database import StoreMisconfigured
 from collector.store.migrate import Migration
-from tests.collector_process import Chain, Collector, free_port, poll_until, post, run_cli
+from tests.collector_process import Chain, Collector, poll_until, post, run_cli
+from tests.ports import free_port
 from tests.postgres import Postgres, connected
 
 
@@ -90,7 +91,7 @@ async def test_partitions_are_made_ahead_and_only_once_by_many_at_a_time(dsn: st
     await migrate_at(dsn)
     connections = [await asyncpg.connect(dsn) for _ in range(4)]
     made = await asyncio.gather(*(partitions.ensure(connection, ahead_days=3) for connection in connections))
-    assert sum(map(len, made)) == 8
+    assert sum(map(len, made)) == 12
     today = datetime.now(UTC).date()
     found = await partitions.look(connections[0])
     assert (found.days, found.through, found.stray) == (4, today + timedelta(days=3), 0)

@@ -261,7 +261,7 @@ _FILTERS = st.fixed_dictionaries(
         "begin": st.integers(0, 3).map(lambda n: datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=n)),
         "end": st.integers(0, 3).map(lambda n: datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=n)),
         "sites": st.just(("north",)),
-        "scope": st.sampled_from([ALL, ("north", "", ""), ("", "", "press")]),
+        "scope": st.sampled_from([ALL, (), (("north", "", ""),), (("", "", "press"), ("south", "L1", ""))]),
     },
 )
 _EVENTS = st.builds(

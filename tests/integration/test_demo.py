@@ -93,7 +93,7 @@ def place() -> Iterator[Path]:
 
 
 def test_demo_stores_everything_exactly_once_says_so_and_leaves_nothing(place: Path) -> None:
-    run = Run(place, "--duration", "15")
+    run = Run(place, "--duration", "25")
     assert run.process.wait(240) == 0, run.text()
     said = run.text()
     collected, stored = (figure(said, what) for what in ("events collected", "stored"))

@@ -1,6 +1,7 @@
 """The journal source on real journal files, written by systemd-journal-remote and read by the real journalctl."""
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 import time
@@ -69,11 +70,23 @@ async def reading(directory: Path, cursor: Cursor | None = None, **options: Any)
                 state["cursor"] = after or state["cursor"]
         return list(state["events"])
 
-    read.state = state  # type: ignore[attr-defined]
+    read.state, read.source = state, source  # type: ignore[attr-defined]
     try:
         yield read
     finally:
         await batches.aclose()  # type: ignore[attr-defined]
+        assert not following(directory), "the source is stopped and its journalctl is not"
+
+
+def following(directory: Path) -> list[str]:
+    """The journalctl processes that read this directory."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = each.read_bytes().decode(errors="replace").split("\0")
+            if f"--directory={directory}" in command:
+                found.append(" ".join(command))
+    return found
 
 
 @needs_journal
@@ -132,6 +145,60 @@ async def test_bytes_filters_levels_and_units(tmp_path: Path) -> None:
             "pid": 1,
         }
         assert link.type == "network.link.down"
+
+
+@needs_journal
+async def test_a_filter_never_costs_an_entry_after_a_restart(tmp_path: Path) -> None:
+    """Systemd#30288: with journalctl's own filter, going on after an entry that does not match skips the next one that does."""
+    machine = Journal(tmp_path / "j")
+    machine.write(refused(1))
+    async with reading(machine.directory, identifiers=("sshd",)) as read:
+        await read(1)
+    machine.write("noise", SYSLOG_IDENTIFIER="other")
+    cursor = read.state["cursor"]
+    for n in range(2, 5):
+        machine.write(refused(n))
+        machine.write("noise", SYSLOG_IDENTIFIER="other")
+        async with reading(machine.directory, cursor, identifiers=("sshd",)) as read:
+            (event,) = await read(1)
+            assert event.data["port"] == n
+            # The entry behind it moves the cursor, and is no event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await read(2)
+            cursor = read.state["cursor"]
+
+
+@needs_journal
+async def test_the_first_entry_after_a_reboot_is_not_missed(tmp_path: Path) -> None:
+    """Systemd#38912, and worse: `journalctl --follow` shows one boot alone, so what the old one wrote last is never seen."""
+    machine = Journal(tmp_path / "j")
+    machine.write(refused(1), refused(2))
+    async with reading(machine.directory) as read:
+        await read(2)
+        machine.boot = "fedcba9876543210fedcba9876543210"
+        machine.write(refused(3))
+        machine.write(refused(4))
+        assert [event.data["port"] for event in await read(4)] == [1, 2, 3, 4]
+    # While the agent was away: the last of this boot, and the first of the next.
+    machine.write(refused(5))
+    machine.boot = "00000000000000000000000000000001"
+    machine.write(refused(6))
+    async with reading(machine.directory, read.state["cursor"]) as read:
+        assert [event.data.get("port") for event in await read(2)] == [5, 6]
+    async with reading(machine.directory) as read:
+        assert [event.data["port"] for event in await read(6)] == [1, 2, 3, 4, 5, 6]
+
+
+@needs_journal
+async def test_what_another_machine_sent_into_this_computers_journal_is_left_out(tmp_path: Path) -> None:
+    machine = Journal(tmp_path / "j")
+    machine.write(refused(1), _MACHINE_ID="0" * 32)
+    machine.write(refused(2), _MACHINE_ID="f" * 32)
+    machine.write(refused(3))
+    async with reading(machine.directory) as read:
+        read.source._machine = "0" * 32
+        assert [event.data["port"] for event in await read(2)] == [1, 3]
 
 
 @needs_journal

@@ -1,14 +1,16 @@
 """The log source on real files, with a real writer's rotations."""
 
 import asyncio
+import errno
 import gzip
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import zstandard
@@ -320,6 +322,60 @@ async def test_a_file_that_may_not_be_read_is_named_with_the_remedy_and_read_onc
         assert reader.report.trouble == {}
 
 
+@pytest.mark.parametrize("kind", [FileNotFoundError, PermissionError, OSError])
+async def test_a_younger_file_waits_while_the_older_one_of_its_family_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[OSError]
+) -> None:
+    """A new file's lines were once delivered before the last lines of the rotated one."""
+    path, old = tmp_path / "auth.log", tmp_path / "auth.log.1"
+    write_log(path, count=3)
+    real = os.open
+    refused: list[str] = []
+
+    async with reading(tmp_path / "auth.log*") as reader:
+        await reader.lines(3)
+        cursor = reader.cursor
+
+    def refusing(name: str, *args: int) -> int:
+        if str(name) == str(old) and len(refused) < 3:
+            refused.append(name)
+            raise kind(5, "refused", name)
+        return real(name, *args)
+
+    write_log(path, count=3, first=4)
+    path.rename(old)
+    os.utime(old, (1_700_000_000,) * 2)
+    write_log(path, count=3, first=7)
+    monkeypatch.setattr("agent.sources.logfile_tail.os.open", refusing)
+    async with reading(tmp_path / "auth.log*", cursor=cursor) as reader:
+        await reader.lines(6)
+        assert len(refused) == 3
+        assert reader.numbers == [4, 5, 6, 7, 8, 9]
+        assert reader.gaps == []
+
+
+async def test_a_file_that_stays_unreadable_does_not_keep_the_younger_ones_of_its_family_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "auth.log", tmp_path / "auth.log.1"
+    write_log(old, count=3)
+    os.utime(old, (1_700_000_000,) * 2)
+    write_log(path, count=3, first=4)
+    real = os.open
+
+    def refusing(name: str, *args: int) -> int:
+        if str(name) == str(old):
+            raise PermissionError(13, "Permission denied", name)
+        return real(name, *args)
+
+    monkeypatch.setattr("agent.sources.logfile_tail.os.open", refusing)
+    monkeypatch.setattr("agent.sources.logfile_tail.STUCK_WAIT_S", 0.3)
+    async with reading(tmp_path / "auth.log*") as reader:
+        await reader.lines(3)
+        assert reader.numbers == [4, 5, 6]
+        assert "Permission denied" in reader.report.trouble[str(old)]
+
+
 async def test_with_from_start_off_only_what_comes_is_read_but_a_new_file_from_its_first_byte(tmp_path: Path) -> None:
     old = tmp_path / "old.log"
     write_log(old, count=50)
@@ -340,17 +396,36 @@ async def test_a_backlog_of_rotated_files_is_read_oldest_first(tmp_path: Path) -
         assert reader.numbers == list(range(1, 9_001))
 
 
-async def test_two_thousand_files_are_followed_with_a_bounded_number_of_descriptors(tmp_path: Path) -> None:
-    for n in range(2_000):
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_thousands_of_files_are_followed_with_a_bounded_number_of_descriptors(tmp_path: Path, count: int) -> None:
+    for n in range(count):
         (tmp_path / f"f{n}.log").write_text(f"Mar  1 10:00:00 h sshd[{n}]: x\n")
     async with reading(tmp_path / "*.log") as reader:
-        await reader.lines(2_000)
-        assert sorted(reader.numbers) == list(range(2_000))
+        await reader.until(lambda _: len(reader.of_lines) >= count, 120)
+        assert sorted(reader.numbers) == list(range(count))
         assert len(list(Path("/proc/self/fd").iterdir())) < 400
         with (tmp_path / "f1234.log").open("a") as file:
-            file.write("Mar  1 10:00:00 h sshd[9999]: x\n")
-        await reader.lines(2_001)
-        assert reader.numbers[-1] == 9_999
+            file.write("Mar  1 10:00:00 h sshd[99999]: x\n")
+        await reader.until(lambda _: len(reader.of_lines) > count, 120)
+        assert reader.numbers[-1] == 99_999
+
+
+async def test_files_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    """contrib#43693: the same long header in every file of a machine, and the fingerprint of its beginning was that of all."""
+    header = ",".join(f"column_{number}" for number in range(200)) + "\n"
+    assert len(header) > 1_024
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(header + f"{name},1\n")
+    async with reading(tmp_path / "*.csv", parser="csv") as reader:
+        await reader.lines(2)
+        # A new file in the place of the old one, beginning alike, and longer than what was read of the old.
+        (tmp_path / "a.csv").rename(tmp_path / "a.csv.1")
+        (tmp_path / "a.csv").write_text(header + "c,1\nc,2\nc,3\n")
+        await reader.lines(5)
+        (tmp_path / "b.csv").unlink()
+        (tmp_path / "b.csv").write_text(header + "d,1\nd,2\n")
+        await reader.lines(7)
+    assert sorted(reader.raws) == ["a,1", "b,1", "c,1", "c,2", "c,3", "d,1", "d,2"]
 
 
 async def test_a_file_system_that_goes_away_and_comes_back_is_not_read_twice(tmp_path: Path) -> None:
@@ -451,8 +526,38 @@ async def test_a_record_of_several_lines_is_given_out_when_nothing_follows(tmp_p
         assert reader.raws == ["a\n  at b", "c\n  d"]
 
 
+class Refusals:
+    """Errors of the kernel at opening or reading a file of a place, at the calls that are chosen."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = str(place)
+        self._calls: Iterator[OSError | None] = iter(())
+        self._real = os.open, os.pread
+        self.struck = 0
+
+    def plan(self, calls: "list[OSError | None]") -> None:
+        self._calls = iter(calls)
+
+    def _strike(self) -> None:
+        error = next(self._calls, None)
+        if error is not None:
+            self.struck += 1
+            raise error
+
+    def open(self, name: Any, *args: Any, **others: Any) -> int:
+        if str(name).startswith(self._place):
+            self._strike()
+        return self._real[0](name, *args, **others)
+
+    def pread(self, *args: int) -> bytes:
+        self._strike()
+        return self._real[1](*args)
+
+
 class Writing(RuleBasedStateMachine):
-    """However bytes are cut into writes, and files into rotations, every complete line is read once and in order."""
+    """However bytes are cut into writes, files into rotations, and whatever cannot be opened or read for a while, every complete line
+    is read once and in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -503,6 +608,16 @@ class Writing(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         self._read(whole=False)
+
+    @rule(strikes=st.lists(st.sampled_from([0, 0, errno.ENOENT, errno.EACCES, errno.EIO]), min_size=1, max_size=12))
+    def read_under_errors(self, strikes: list[int]) -> None:
+        refusals = Refusals(self.place)
+        refusals.plan([OSError(number, os.strerror(number)) if number else None for number in strikes])
+        with (
+            patch("agent.sources.logfile_tail.os.open", refusals.open),
+            patch("agent.sources.logfile_tail.os.pread", refusals.pread),
+        ):
+            self._read(whole=False)
 
     def _read(self, *, whole: bool) -> None:
         async def some() -> None:

@@ -63,7 +63,7 @@ async def test_neighbouring_points_are_one_request_and_nothing_that_nobody_confi
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_an_address_that_the_device_refuses_costs_no_other_point_its_value(framing: Any) -> None:
-    """telegraf#14671: an illegal address aborted the whole coalesced read. Split on error, and remembered."""
+    """telegraf#14671, wb-mqtt-serial#124: an illegal address aborted the whole coalesced read. Split on error, and remembered."""
     async with Device(framing) as device:
         device.set(1, "holding", 0, *range(16))
         for hole in (5, 11):

@@ -19,13 +19,13 @@ from tests.integration.modbus_line import (
     Reader,
     Wire,
     config,
-    free_port,
     point,
     poll_until,
     program,
     serial_line,
 )
 from tests.integration.test_opcua_node import node_modules
+from tests.ports import free_port
 
 __all__ = ["node_modules"]
 

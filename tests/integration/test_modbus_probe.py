@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from agent.sources.modbus import ConfigModbus
-from tests.integration.modbus_line import Device, Reader, config, free_port, poll_until
+from tests.integration.modbus_line import Device, Reader, config, poll_until
 from tests.integration.test_modbus_counterparts import plc
+from tests.ports import free_port
 
 PROGRAM = Path(sys.executable).with_name("linewarden-agent")
 

@@ -16,7 +16,8 @@ from agent.component import ConfigError, NotConnected
 from agent.simulator.opcua_server import PASSWORD, USER
 from agent.sources.opcua_connect import CertificateChanged
 from agent.sources.opcua_trust import thumbprint, trusted_file, write_file
-from tests.integration.opcua_line import Cable, Reader, config, free_port, node, poll_until, press_cell, truth
+from tests.integration.opcua_line import Cable, Reader, config, node, poll_until, press_cell, truth
+from tests.ports import free_port
 
 
 def changes(reader: Reader) -> list[tuple[str, Any]]:

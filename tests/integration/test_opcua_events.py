@@ -15,6 +15,7 @@ from agent.simulator.opcua_server import NAMESPACE, PressCell
 from agent.sources import opcua_tools
 from agent.sources.opcua_browse import ConfigBrowse
 from agent.sources.opcua_connect import Access
+from agent.sources.opcua_nodes import ConfigNode
 from agent.sources.opcua_trust import thumbprint
 from tests.integration.opcua_line import Cable, Reader, config, node, press_cell
 
@@ -270,3 +271,27 @@ async def test_trust_of_a_server_without_encryption_says_that_there_is_nothing_t
     async with press_cell() as cell:
         with pytest.raises(ConfigError, match="shows no certificate"):
             await opcua_tools.trust(cell.url, tmp_path)
+
+
+async def test_ranges_that_the_server_knows_come_with_the_values_of_signals_that_say_what_they_are() -> None:
+    """InstrumentRange before EURange; one that nobody filled in counts as none; a range of the configuration wins."""
+    nodes = (
+        ConfigNode(node=node("Spindle.Temp"), quantity="temperature"),
+        ConfigNode(node=node("Spindle.Vibration"), quantity="vibration", machine="spindle"),
+        ConfigNode(node=node("Spindle.Speed"), quantity="speed"),
+        ConfigNode(node=node("Oil.Temp"), quantity="temperature"),
+        ConfigNode(node=node("Oil.Pressure"), quantity="pressure", range=(0.0, 400.0)),
+        ConfigNode(node=node("Quality.Width")),
+        ConfigNode(node=node("Not.There"), quantity="flow"),
+    )
+    async with press_cell() as cell, Reader(config(cell.url, nodes=nodes)) as reader:
+        await reader.until(lambda: len({event.target for event in reader.events}) >= 6)
+        await cell.set("Spindle.Temp", 71.5)
+        await reader.until(lambda: reader.values("Spindle.Temp")[-1] == 71.5)
+    last = {event.target: event.data for event in reader.events}
+    assert last["Spindle.Temp"]["range"] == [-20.0, 150.0]
+    assert last["Spindle.Vibration"]["range"] == [0.0, 20.0]
+    assert last["Spindle.Vibration"]["machine"] == "spindle"
+    assert last["Oil.Pressure"]["range"] == [0.0, 400.0]
+    assert all("range" not in last[name] for name in ("Spindle.Speed", "Oil.Temp", "Quality.Width"))
+    assert not {"quantity", "range", "machine", "maintenance_at_h"} & set(last["Quality.Width"])

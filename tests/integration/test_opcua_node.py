@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -14,9 +15,12 @@ from typing import Any
 import pytest
 
 from agent.component import ConfigError
+from agent.sources.opcua import SECURITIES
 from agent.sources.opcua_nodes import ConfigNode
 from agent.sources.opcua_tools import trust
-from tests.integration.opcua_line import Cable, Reader, config, free_port, node
+from agent.sources.opcua_trust import own_identity
+from tests.integration.opcua_line import Cable, Reader, config, node
+from tests.ports import free_port
 
 NODE = Path(__file__).parents[1] / "node"
 CYCLES = ConfigNode(node=node("Press.Cycles"), role="counter", sampling_interval_ms=0.0)
@@ -111,6 +115,30 @@ async def test_a_silent_line_loses_nothing(server: NodeServer) -> None:
     assert reader.values("Press.Cycles") == list(range(201))
 
 
+async def test_a_line_that_loses_stalls_and_breaks_again_and_again_loses_nothing(server: NodeServer) -> None:
+    """opcua-asyncio#1660: packets that vanish, answers that come late, connections that break while the last break is being mended."""
+    rng, total = random.Random(17), 0
+    async with Cable(server.port) as cable, Reader(settings(cable.url)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles") == [0])
+        for _ in range(8):
+            total += 20
+            counting = asyncio.create_task(server.say(count=20))
+            trouble = rng.choice(("cut", "short stall", "long stall"))
+            if trouble == "cut":
+                await asyncio.sleep(rng.uniform(0, 0.2))
+                await cable.cut()
+                await asyncio.sleep(rng.uniform(0, 0.3))
+                await cable.plug()
+            else:
+                cable.stall()
+                await asyncio.sleep(rng.uniform(0.1, 0.9) if trouble == "short stall" else 3.0)
+                cable.flow()
+            await counting
+        await reader.until(lambda: reader.values("Press.Cycles")[-1] == total, timeout_s=40)
+    assert reader.values("Press.Cycles") == list(range(total + 1))
+    assert reader.of_type("collection.gap") == []
+
+
 async def test_a_kill_is_followed_by_everything_that_was_not_durable(server: NodeServer, tmp_path: Path) -> None:
     """The process dies for real, with messages taken and not acknowledged."""
     store = tmp_path / "store"
@@ -174,6 +202,63 @@ async def test_its_limits_are_honoured_over_a_trusted_encrypted_connection_with_
         await reader.until(lambda: len(reader.events) == 100)
     assert reader.report.trouble == {}
     assert {event.data["value"] for event in reader.events} == set(range(100))
+
+
+async def test_it_is_read_with_every_policy_that_both_sides_have_and_every_way_to_sign_in(
+    server: NodeServer, tmp_path: Path
+) -> None:
+    """thingsboard-gateway#701. What a runtime has withdrawn (RSA with PKCS#1 v1.5 in a new Node.js) is named, and not tried for ever."""
+    agent = str(tmp_path / "agent")
+    (tmp_path / "password").write_text("press-cell-4")
+    user = own_identity(tmp_path / "user.der", tmp_path / "user.pem")
+    assert user.certificate
+    await trust(server.url, tmp_path / "agent" / "opcua")
+    named = {"user": "agent", "password_file": str(tmp_path / "password"), "allow_password_in_clear": True}
+    held = {"user_certificate_file": str(tmp_path / "user.der"), "user_key_file": str(tmp_path / "user.pem")}
+    refused = {}
+    for security in SECURITIES.__args__:  # type: ignore[attr-defined]
+        for signing_in in ({}, named, held):
+            reader = Reader(settings(server.url, security=security, state_dir=agent, **signing_in))
+            async with reader:
+                await reader.until(lambda: reader.values("Press.Cycles") or reader.errors)  # noqa: B023 - used in its turn
+            if reader.errors:
+                refused[security, *signing_in] = str(reader.errors[0])
+    print(refused)
+    assert {policy.partition("/")[0] for policy, *_ in refused} <= {"Basic128Rsa15"}, refused
+
+
+async def test_deadbands_are_each_nodes_own_and_one_that_the_server_refuses_costs_no_value(server: NodeServer) -> None:
+    """Absolute, percent of the range that the server gives, and on a text, which has none."""
+    nodes = (
+        ConfigNode(node=node("Oil.Temp"), deadband=5.0, sampling_interval_ms=0.0),
+        ConfigNode(node=node("Oil.Level"), deadband=10.0, deadband_type="percent", sampling_interval_ms=0.0),
+        ConfigNode(node=node("Quality.Result"), deadband=1.0, sampling_interval_ms=0.0),
+        CYCLES,
+    )
+    async with Reader(settings(server.url, nodes=nodes)) as reader:
+        await reader.until(lambda: len({event.target for event in reader.events}) == 4)
+        for value in (57.0, 59.9, 61.0, 58.0, 66.5):
+            await server.say(set="Oil.Temp", value=value)
+        for value in (110.0, 119.0, 121.0, 130.0, 100.0):
+            await server.say(set="Oil.Level", value=value)
+        await server.say(set="Quality.Result", value="nok")
+        await server.say(count=1)
+        await reader.until(lambda: reader.values("Press.Cycles") == [0, 1])
+        await reader.until(lambda: reader.values("Quality.Result") == ["ok", "nok"])
+    assert reader.values("Oil.Temp") == [55.0, 61.0, 66.5]
+    assert reader.values("Oil.Level") == [100.0, 121.0, 100.0]
+    assert reader.report.trouble == {}
+
+
+async def test_alarms_are_read_though_it_cannot_refresh_them(server: NodeServer) -> None:
+    """It answers ConditionRefresh with BadInternalError: said, counted, and not fatal."""
+    async with Reader(settings(server.url, alarms=True, audit=True)) as reader:
+        await reader.until(lambda: reader.values("Press.Cycles"))
+        await server.say(count=3)
+        await reader.until(lambda: reader.values("Press.Cycles")[-1] == 3)
+    assert reader.connections == 1
+    refused = reader.report.counts.get("condition_refreshes_refused", 0)
+    assert bool(refused) == ("alarms" in reader.report.trouble)
 
 
 async def test_its_sentinel_time_is_not_taken_for_a_time(server: NodeServer) -> None:

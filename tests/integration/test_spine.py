@@ -24,8 +24,9 @@ from agent.simulator.logs import LogWriter, Script
 from agent.simulator.postgres import Postgres
 from agent.simulator.verdict import compare_heads
 from tests.agent_process import Agent, log_source, modbus_source, opcua_source, simulator
-from tests.collector_process import ROOT, Collector, free_port, poll_until
+from tests.collector_process import ROOT, Collector, poll_until
 from tests.faulty_link import FaultyLink, Mood
+from tests.ports import free_port
 from tests.postgres import connected
 
 pytestmark = pytest.mark.timeout(280)
@@ -82,18 +83,34 @@ async def assert_each_line_once_in_order(dsn: str, agent: str, count: int) -> No
         assert stream == sorted(stream)
 
 
-def stored_count(dsn: str, agent: str) -> int:
+def asked_now(dsn: str, sql: str, *given: Any) -> int:
+    """One number of the database; 0 where it does not answer."""
+
     async def ask() -> Any:
         async with connected(dsn) as database:
-            sql = "SELECT count(*) FROM security_events WHERE agent_id = $1 AND source = 'auth' AND data ? 'pid'"
-            return await database.fetchval(sql, UUID(agent))
+            return await database.fetchval(sql, *given)
 
     # In a thread: the caller may have a loop that runs.
     try:
         with ThreadPoolExecutor(1) as pool:
-            return int(pool.submit(asyncio.run, ask()).result())
+            return int(pool.submit(asyncio.run, ask()).result() or 0)
     except (OSError, asyncpg.PostgresError):
         return 0
+
+
+def stored_count(dsn: str, agent: str) -> int:
+    sql = "SELECT count(*) FROM security_events WHERE agent_id = $1 AND source = 'auth' AND data ? 'pid'"
+    return asked_now(dsn, sql, UUID(agent))
+
+
+def until_newer(dsn: str, agent: str, source: str, than_us: int) -> None:
+    """Wait for a value of this source that is newer: what was before it has come, or was lost."""
+    sql = """
+        SELECT count(*) FROM security_events
+        WHERE agent_id = $1 AND source = $2 AND data ? 'value' AND time > to_timestamp($3 / 1e6)
+    """
+    stored = lambda: asked_now(dsn, sql, UUID(agent), source, than_us) > 0  # noqa: E731
+    poll_until(stored, within_s=60, why=f"no value of {source} is newer")
 
 
 def until_stored(dsn: str, agent: str, count: int) -> None:
@@ -174,7 +191,9 @@ async def test_ten_rounds_of_kill_9_of_agent_collector_and_postgresql_lose_no_li
         name = agent.id
         await asyncio.to_thread(until_stored, dsn, name, count)
         await asyncio.to_thread(poll_until, agent.drained, within_s=60, why="the buffer is not empty")
-        cut_us = time.time_ns() // 1000 - 1_500_000
+        cut_us = time.time_ns() // 1000
+        for source in ("cell", "plc"):
+            await asyncio.to_thread(until_newer, dsn, name, source, cut_us)
         assert await asyncio.to_thread(agent.stop) == 0
         await assert_each_line_once_in_order(dsn, name, count)
         watched = {
@@ -206,8 +225,9 @@ async def test_ten_rounds_of_kill_9_of_agent_collector_and_postgresql_lose_no_li
 
 
 async def first_seen_us(dsn: str, agent: str, source: str) -> int:
+    """When the first value was taken. What comes before it (that the device cannot be reached yet) promises nothing."""
     async with connected(dsn) as database:
-        sql = "SELECT min(observed) FROM security_events WHERE agent_id = $1 AND source = $2"
+        sql = "SELECT min(observed) FROM security_events WHERE agent_id = $1 AND source = $2 AND data ? 'value'"
         return micros(await database.fetchval(sql, UUID(agent), source))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent.component import ConfigError, NotConnected, Report
+from agent.component import ConfigError, Cursor, NotConnected, Report
 from agent.sources import syslog
 from agent.sources.syslog import SyslogReceiverConfig, SyslogSource
 from agent.wire.event import Event
@@ -23,11 +23,12 @@ needs_logger = pytest.mark.skipif(shutil.which("logger") is None, reason="needs 
 class Receiver:
     """A running source, its batches taken when asked for."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, cursor: Cursor | None = None, **options: Any) -> None:
         self.report = Report()
         config = SyslogReceiverConfig(**{"listen": ("udp://127.0.0.1:0", "tcp://127.0.0.1:0"), **options})
         self.source = SyslogSource("syslog", config, self.report)
-        self.batches = self.source.batches(None)
+        self.cursor = cursor
+        self.batches = self.source.batches(cursor)
         self.events: list[Event] = []
         self._next: asyncio.Future[Any] | None = None
 
@@ -45,7 +46,8 @@ class Receiver:
             while len(self.events) < n:
                 batch, cursor = await (self._next or anext(self.batches))
                 self._next = None
-                assert cursor is None
+                assert cursor is not None
+                self.cursor = cursor
                 self.events += batch
         return self.events
 
@@ -57,8 +59,8 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(**options: Any) -> AsyncIterator[Receiver]:
-    receiver = Receiver(**options)
+async def receiving(cursor: Cursor | None = None, **options: Any) -> AsyncIterator[Receiver]:
+    receiver = Receiver(cursor, **options)
     await receiver.start()
     try:
         yield receiver
@@ -178,6 +180,22 @@ async def test_what_the_kernel_dropped_is_declared(monkeypatch: pytest.MonkeyPat
         assert any(e.type == "collection.gap" for e in receiver.events)
 
 
+async def test_the_time_in_which_nobody_listened_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syslog, "KERNEL_DROPS_CHECK_S", 0.05)
+    monkeypatch.setattr(syslog, "CURSOR_EVERY_S", 0.1)
+    async with receiving() as receiver:
+        await send(receiver.port("tcp"), b"before\n")
+        assert [e.type for e in await receiver.until(1)] == ["log.line"], "at the first start nobody was away"
+        heard = receiver.cursor
+        batch, receiver.cursor = await anext(receiver.batches)
+        assert (batch, receiver.cursor != heard) == ([], True), "the cursor moves while nothing comes"
+    async with receiving(receiver.cursor) as again:
+        (gap,) = await again.until(1)
+    assert (gap.type, gap.data["events"]) == ("collection.gap", None)
+    assert receiver.cursor is not None
+    assert (gap.data["from_us"], gap.data["to_us"]) == (receiver.cursor["listened_us"], gap.time)
+
+
 async def test_only_the_allowed_networks_and_so_many_connections_are_heard() -> None:
     async with receiving(allow=("10.0.0.0/8",)) as receiver:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -211,7 +229,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 async def test_tls_is_spoken_and_a_client_without_its_certificate_is_refused(certificate: tuple[Path, Path]) -> None:
     pem, key = certificate
-    ours = {"listen": ("tls://127.0.0.1:0",), "certificate_file": str(pem), "key_file": str(key)}
+    ours: dict[str, Any] = {"listen": ("tls://127.0.0.1:0",), "certificate_file": str(pem), "key_file": str(key)}
     client = ssl.create_default_context(cafile=str(pem))
     async with receiving(**ours) as receiver:
         await send(receiver.port("tls"), b"15 <13>app: secret", tls=client)

@@ -1,6 +1,10 @@
 """`linewarden-agent try`: what the handlers would have raised over a log, as text and as JSON, through the command."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -44,6 +48,21 @@ def test_every_address_with_a_burst_is_named_once_with_its_count(tmp_path: Path)
     assert {each["data"]["count"] for each in first} == {5}
 
 
+def test_replay_gives_the_same_alerts_bit_for_bit_in_any_process(tmp_path: Path) -> None:
+    """Whatever the order of its sets, and whenever it runs."""
+    log = write(tmp_path / "auth.log", "mixed", 2_000)
+    command = [sys.executable, "-m", "agent.cli", "try", str(log), "--config", str(config(tmp_path, log)), "--json"]
+    answers = [
+        subprocess.run(
+            command, cwd=ROOT, capture_output=True, check=True, timeout=60, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2")
+    ]
+    assert b"alert.authentication.burst" in answers[0].stdout
+    assert b"alert.authentication.broken_in" in answers[0].stdout
+    assert answers[0].stdout == answers[1].stdout
+
+
 def test_lines_with_carriage_returns_are_read_like_others(tmp_path: Path) -> None:
     log = write(tmp_path / "auth.log", "brute_force", 60, "\r\n")
     answer = tried(str(log), "--config", str(config(tmp_path, log)))
@@ -57,6 +76,35 @@ def test_a_quiet_log_says_so_and_explain_tells_what_each_handler_saw(tmp_path: P
     assert answer.stdout.startswith("Nothing would have been raised.")
     assert "matched, and never reached its bound" in answer.stdout
     assert "nothing that concerns it" in answer.stdout
+
+
+def refusals(path: Path, bursts: dict[str, int]) -> Path:
+    """A log in the form that sshd gives where syslog writes neither year nor zone: several programs' lines, several for one refusal."""
+    lines = []
+    for order, (address, count) in enumerate(bursts.items()):
+        for n in range(count):
+            head = f"Dec 10 {6 + order:02d}:{n // 30:02d}:{n % 30 * 2:02d} LabSZ sshd[{24_000 + n}]:"
+            lines += [
+                f"{head} Invalid user u{n % 3} from {address}",
+                f"{head} input_userauth_request: invalid user u{n % 3} [preauth]",
+                f"{head} Failed password for invalid user u{n % 3} from {address} port {38_000 + n} ssh2",
+                f"{head} Connection closed by {address} [preauth]",
+            ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_every_source_of_an_sshd_log_is_explained_once_with_the_right_count(tmp_path: Path) -> None:
+    bursts = {"203.0.113.1": 4, "203.0.113.2": 5, "203.0.113.3": 61, "203.0.113.4": 286}
+    log = refusals(tmp_path / "OpenSSH.log", bursts)
+    answer = tried(str(log), "--config", str(config(tmp_path, log)), "--json", "--explain")
+    *alerts, explained = [json.loads(line) for line in answer.stdout.splitlines()]
+    near = {each["key"]["src_ip"]: each["reached"] for each in explained["near"]["login_burst"]}
+    assert near == bursts
+    first = [a["src_ip"] for a in alerts if a["type"] == "alert.authentication.burst" and a["severity"] == 4]
+    assert Counter(first) == {address: 1 for address, count in bursts.items() if count >= 5}
+    page = tried(str(log), "--config", str(config(tmp_path, log)), "--explain").stdout
+    assert ["login_burst", "src_ip", "203.0.113.1", "4", "5"] in [line.split()[:5] for line in page.splitlines()]
 
 
 def test_handlers_of_the_configuration_are_tried_and_recorded_events_too(tmp_path: Path) -> None:
@@ -83,3 +131,29 @@ def test_what_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
         assert answer.returncode in (1, 2)
         assert says in answer.stderr
         assert "Traceback" not in answer.stderr
+
+
+def test_on_a_terminal_a_bar_shows_how_far_it_is_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "auth.log"
+    line = "Mar  1 12:00:00 host sshd[1]: Failed password for root from 10.0.0.1 port 1 ssh2\n"
+    log.write_text(line * 100_000)
+    main, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "agent.cli", "try", str(log), "--parser", "auth"], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=terminal,
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        shown = bytearray()
+        # At its end a terminal is read with an error.
+        with contextlib.suppress(OSError):
+            while data := os.read(main, 4_096):
+                shown += data
+        assert process.stdout is not None
+        page = process.stdout.read().decode()
+        assert process.wait(60) == 0
+    os.close(main)
+    shares = [int(found) for found in re.findall(rb"\] +(\d+)%", bytes(shown))]
+    assert shares
+    assert shares == sorted(shares)
+    assert bytes(shown).endswith(b"\r\x1b[K")
+    assert "100 000 lines" in page

@@ -2,7 +2,7 @@
 //   node opcua_server.js PORT FOLDER      prints READY, then obeys JSON lines on stdin: {"count": 40}, {"set": "Oil.Temp", "value": 1.5}
 "use strict";
 const readline = require("node:readline");
-const { OPCUAServer, OPCUACertificateManager, DataType, StatusCodes, Variant } = require("node-opcua");
+const { OPCUAServer, OPCUACertificateManager, DataType, SecurityPolicy, StatusCodes, Variant } = require("node-opcua");
 
 const [port, folder] = [Number(process.argv[2]), process.argv[3]];
 
@@ -16,10 +16,14 @@ async function main() {
     serverCertificateManager: certificates,
     userCertificateManager: certificates,
     isAuditing: true,
+    securityPolicies: [
+      SecurityPolicy.None, SecurityPolicy.Basic128Rsa15, SecurityPolicy.Basic256, SecurityPolicy.Basic256Sha256,
+      SecurityPolicy.Aes128_Sha256_RsaOaep, SecurityPolicy.Aes256_Sha256_RsaPss,
+    ],
     allowAnonymous: true,
     userManager: { isValidUser: (user, password) => user === "agent" && password === "press-cell-4" },
     serverCapabilities: {
-      maxSessions: 10,
+      maxSessions: 60,
       minSupportedSampleRate: 0, // or changes within 50 ms are one
       operationLimits: { maxNodesPerRead: 50, maxNodesPerBrowse: 10, maxMonitoredItemsPerCall: 20 },
     },
@@ -36,6 +40,13 @@ async function main() {
   };
   add("Press.Cycles", DataType.UInt32, 0);
   add("Oil.Temp", DataType.Double, 55.0);
+  add("Quality.Result", DataType.String, "ok");
+  const level = namespace.addAnalogDataItem({
+    componentOf: cell, nodeId: "s=Oil.Level", browseName: "Oil.Level", dataType: "Double", minimumSamplingInterval: 0,
+    engineeringUnitsRange: { low: 0, high: 200 },
+  });
+  level.setValueFromSource({ dataType: DataType.Double, value: 100 });
+  variables.set("Oil.Level", [level, DataType.Double]);
   for (let number = 0; number < 100; number++) add(`Many.${number}`, DataType.Double, number);
   await server.start();
   let cycles = 0;

@@ -12,14 +12,17 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import aiosqlite
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent import salvage
 from agent.buffer import SCHEMA_VERSION, Buffer, BufferConfig, Stored
-from agent.component import ConfigError
+from agent.component import ConfigError, Cursor, Report
+from agent.pipeline import NoHandlers, Pipeline
 from agent.streams import in_thread
 from agent.wire.batch import GENESIS, Frame, read_frame
 from agent.wire.event import Event
@@ -107,6 +110,100 @@ async def test_cursor_and_handler_state_are_those_of_the_last_append(tmp_path: P
         assert await buffer.states() == {"h": {"y": b"2", "z": b"3"}}
 
 
+async def test_a_cursor_is_the_one_of_its_events_though_its_source_changes_it_later(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        cursor = {"files": [{"offset": 1}]}
+        first = asyncio.create_task(buffer.append([event(1)], "a", cursor))
+        await asyncio.sleep(0)
+        cursor["files"][0]["offset"] = 2
+        await first
+        assert await buffer.cursor("a") == {"files": [{"offset": 1}]}
+
+
+async def test_a_source_that_reads_ahead_does_not_move_the_cursor_past_what_is_stored(tmp_path: Path) -> None:
+    """A kill between two commits: what the first one's cursor passes over has to be stored by it."""
+
+    class ReadsAhead:
+        Config: ClassVar[type] = object
+        rereadable: ClassVar[bool] = True
+
+        async def batches(self, _: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+            at = {"n": 0}
+            for n in range(1, 40):
+                at["n"] = n
+                yield [event(n)], {"at": at}
+                # Reads on at once, and moves what the cursor is made of.
+                at["n"] = n + 1
+            await asyncio.Event().wait()
+
+    async with opened(tmp_path) as buffer:
+        pipeline = Pipeline(buffer, NoHandlers())
+        seen: list[tuple[int, int]] = []
+        commit = buffer._commit
+
+        async def watched(group: Any, lines: Any) -> None:
+            await commit(group, lines)
+            at = (await buffer.cursor("a") or {"at": {"at": {"n": 0}}})["at"]["at"]["n"]
+            seen.append((at, buffer.counters.appended_events))
+
+        buffer._commit = watched  # type: ignore[method-assign]
+        pipeline.start("a", "test", ReadsAhead(), Report())
+        async with asyncio.timeout(20):
+            while buffer.counters.appended_events < 39:  # noqa: ASYNC110 - counted, not signalled
+                await asyncio.sleep(0.01)
+        await pipeline.stop("a")
+    assert seen
+    assert all(at == stored for at, stored in seen)
+
+
+async def test_source_that_is_of_another_type_now_begins_as_if_new_and_not_at_the_others_position(
+    tmp_path: Path,
+) -> None:
+    class Keeps:
+        Config: ClassVar[type] = type(None)
+        rereadable: ClassVar[bool] = False
+
+        def __init__(self) -> None:
+            self.given: list[Cursor | None] = []
+
+        async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
+            self.given.append(cursor)
+            yield [event(1)], {"offset": 7}
+            await asyncio.Event().wait()
+
+    async with opened(tmp_path) as buffer:
+        source = Keeps()
+        for runs, kind in enumerate(("log", "log", "journal", "journal"), 1):
+            pipeline = Pipeline(buffer, NoHandlers())
+            pipeline.start("a", kind, source, Report())
+            async with asyncio.timeout(20):
+                while buffer.counters.appended_events < runs:  # noqa: ASYNC110 - counted, not signalled
+                    await asyncio.sleep(0.01)
+            await pipeline.stop("a")
+    assert source.given == [None, {"offset": 7}, None, {"offset": 7}]
+
+
+async def test_after_a_failed_append_the_next_ones_of_its_source_fail_until_it_begins_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as buffer:
+        commit, fail = buffer._commit, True
+
+        async def failing(group: Any, lines: Any) -> None:
+            if fail and group:
+                raise RuntimeError("a defect")
+            await commit(group, lines)
+
+        buffer._commit = failing  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="a defect"):
+            await buffer.append([event(1)], "a", {"n": 1})
+        fail = False
+        with pytest.raises(RuntimeError, match="earlier append of a"):
+            await buffer.append([event(2)], "a", {"n": 2})
+        await buffer.append([event(3)], "b", {"n": 3})
+        assert await buffer.cursor("a") is None
+        await buffer.append([event(1)], "a", {"n": 1})
+        assert Judge().take(await drain(buffer)).numbers == [3, 1]
+
+
 async def test_appends_that_wait_together_are_committed_together(tmp_path: Path) -> None:
     async with opened(tmp_path) as buffer:
         before = buffer.counters.commits
@@ -190,6 +287,7 @@ async def test_whatever_the_order_of_appends_acks_and_restarts_each_event_comes_
 
 
 async def test_a_full_buffer_evicts_the_oldest_of_lane_1_and_says_how_many(tmp_path: Path) -> None:
+    """fluent-bit#9997, #9115: events were lost below the bound, and silently."""
     async with opened(tmp_path, SMALL) as buffer:
         for n in range(600):
             await buffer.append([event(n, size=3_000, urgent=n % 100 == 0)])
@@ -214,6 +312,7 @@ async def test_when_lane_1_is_empty_lane_0_makes_room(tmp_path: Path) -> None:
 
 
 async def test_a_small_buffer_takes_years_of_outage_with_one_gap(tmp_path: Path) -> None:
+    """thingsboard-gateway#2124, #2094, fluent-bit#5166: a long outage filled disk or memory."""
     async with opened(tmp_path, SMALL) as buffer:
         for n in range(3_000):
             await buffer.append([event(n, size=2_000)])
@@ -250,6 +349,34 @@ async def test_a_gap_is_cut_where_the_centre_already_has_its_first_batches(tmp_p
         judge.take(await drain(buffer))
         assert len(judge.numbers) + judge.lost == 600
         assert judge.numbers[:4] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("more", [0, 600])
+async def test_a_gap_is_not_cut_where_the_centre_has_other_batches_under_its_numbers(tmp_path: Path, more: int) -> None:
+    """An old copy of the buffer is put back and overflows before it hears of the centre: all that it lost is declared.
+
+    With `more` it overflows once again afterwards, and the declaration itself has to go: it is counted for what it declares.
+    """
+    file = tmp_path / "buffer.db"
+    async with opened(tmp_path, SMALL) as buffer:
+        await buffer.append([event(0)])
+    copy = file.read_bytes()
+    async with opened(tmp_path, SMALL) as buffer:
+        for n in range(1, 6):
+            await buffer.append([event(n)])
+        (name, lane), (no, link) = next(iter(Judge().take(await drain(buffer)).heads.items()))
+    for suffix in ("-wal", "-shm"):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+    file.write_bytes(copy)
+    async with opened(tmp_path, SMALL) as buffer:
+        for n in range(100, 700):
+            await buffer.append([event(n, size=3_000)])
+        await buffer.expect(name, lane, no + 1, link)
+        for n in range(700, 700 + more):
+            await buffer.append([event(n, size=3_000)])
+        judge = Judge().take(await drain(buffer))
+    assert len(judge.numbers) + judge.lost == 1 + 600 + more
+    assert name not in {buffer_id for buffer_id, _ in judge.heads}
 
 
 async def test_a_centre_restored_from_a_backup_gets_again_what_is_still_here(tmp_path: Path) -> None:
@@ -310,7 +437,41 @@ async def test_batches_that_the_centre_has_declared_lost_travel_under_a_new_name
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "killed", ["before the renaming", "after the -wal was renamed", "while it copied", "after it copied"]
+)
+async def test_a_recovery_that_is_killed_begins_again_and_is_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    file = tmp_path / "buffer.db"
+    async with opened(tmp_path) as buffer:
+        await buffer.append([event(n) for n in range(20)], "a", {"n": 20})
+    salvage.begin(file, "a test")
+    name = salvage._marker(file)
+    task = salvage.unfinished(file)
+    assert task is not None
+    assert task.aside is not None
+    copied = killed.endswith("it copied")
+    if not copied:
+        (tmp_path / task.aside).rename(file)
+    elif killed == "while it copied":
+        file.write_bytes(b"half a file")
+    else:
+        with monkeypatch.context() as never_done:
+            never_done.setattr(salvage, "finish", lambda _path: None)
+            async with opened(tmp_path) as buffer:
+                assert Judge().take(await drain(buffer)).numbers == list(range(20))
+        assert name.exists()
+    async with opened(tmp_path) as buffer:
+        judge = Judge().take(await drain(buffer))
+    assert not name.exists()
+    declared = [item for item in judge.events if item.type == "agent.buffer.recovered"]
+    assert len(declared) == copied
+    assert judge.numbers == list(range(20))
+
+
 async def test_a_batch_damaged_inside_is_replaced_by_a_gap(tmp_path: Path) -> None:
+    """fluent-bit#11847: after a damaged chunk it looked healthy and sent nothing."""
     async with opened(tmp_path) as buffer:
         for n in range(5):
             await buffer.append([event(n)])
@@ -333,6 +494,7 @@ def overwrite(path: Path, part: float, size: int = 8_192) -> None:
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
 async def test_a_damaged_file_is_set_aside_and_what_can_be_read_is_saved(tmp_path: Path, part: float) -> None:
+    """telegraf#18528, opentelemetry#35899, #49735: a damaged file ended every start."""
     async with opened(tmp_path) as buffer:
         for n in range(400):
             await buffer.append([event(n, size=2_000)], "test", {"n": n})
@@ -361,6 +523,7 @@ async def test_a_damaged_file_is_set_aside_and_what_can_be_read_is_saved(tmp_pat
 
 
 async def test_damage_found_while_running_is_answered_the_same(tmp_path: Path) -> None:
+    """vector#17644, PR#25570: damage was an endless loop that only SIGKILL ended."""
     async with opened(tmp_path) as buffer:
         for n in range(300):
             await buffer.append([event(n, size=2_000)])
@@ -402,6 +565,7 @@ def writer(folder: Path, *args: int, **kwargs: object) -> "subprocess.Popen[str]
 
 
 async def test_after_kill_9_every_number_that_was_reported_durable_is_there_once(tmp_path: Path) -> None:
+    """opentelemetry#12711, wazuh#11217, #6467: what stood before the queue was lost with the process."""
     rng = random.Random(7)
     reported, first = 0, 1
     for _ in range(5):
@@ -423,7 +587,10 @@ async def test_after_kill_9_every_number_that_was_reported_durable_is_there_once
 
 
 async def test_a_full_disk_is_waited_out_and_nothing_is_lost(tmp_path: Path) -> None:
-    """The disk here is a limit on the size of files that the process may write: lifted from outside after a while."""
+    """thingsboard-gateway#1446: a database that could not be written was an endless loop of errors.
+
+    The disk here is a limit on the size of files that the process may write: lifted from outside after a while.
+    """
 
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))

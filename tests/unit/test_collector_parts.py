@@ -22,7 +22,7 @@ from collector.problems import Problem
 from collector.query import decode_cursor, encode_cursor
 from collector.store.batches import Head, Known
 from collector.store.database import Database
-from collector.store.rows import COLUMNS, from_us, rows_of, storable, to_us
+from collector.store.rows import COLUMNS, PARTS, from_us, rows_of, storable, to_us
 from tests.collector_process import Chain, event
 
 
@@ -103,14 +103,16 @@ def test_rows_have_as_many_fields_as_there_are_columns() -> None:
         buffer_id=UUID(int=2),
         careful=True,
     )
+    binary = b"".join(rows.parts)
+    assert len(rows.parts) == PARTS * len(events)
     at = 0
     for _ in events:
-        assert int.from_bytes(rows.binary[at : at + 2], "big") == len(COLUMNS)
+        assert int.from_bytes(binary[at : at + 2], "big") == len(COLUMNS)
         at += 2
         for _ in COLUMNS:
-            length = int.from_bytes(rows.binary[at : at + 4], "big", signed=True)
+            length = int.from_bytes(binary[at : at + 4], "big", signed=True)
             at += 4 + max(length, 0)
-    assert at == len(rows.binary)
+    assert at == len(binary)
 
 
 class _Memory:

@@ -154,3 +154,15 @@ def test_a_handler_whose_state_cannot_be_written_is_set_aside_and_the_others_go_
     assert told.type == "agent.handler.failed"
     assert told.data["handler"] == "broken"
     assert engine.stats()["broken"].error == "OverflowError: beyond what can be written"
+
+
+def test_handler_that_needs_a_key_of_data_never_sees_an_event_without_it() -> None:
+    where = "type == 'x.reading' and data.quantity in ['temperature', 'flow'] or type == 'x.setpoint'"
+    engine = Engine.build({"builtin": ConfigBuiltin(enabled=False), "gated": counting(where=where), "all": counting()})
+    events = [
+        Event(n, n, "x.reading", data={"value": n} | ({"quantity": "flow"} if n % 3 == 0 else {})) for n in range(9)
+    ]
+    alerts = engine.handle([*events, Event(9, 9, "x.setpoint")], 9)
+    seen = {name: stats.events for name, stats in engine.stats().items()}
+    assert seen == {"gated": 4, "all": 10}
+    assert [alert.data["handler"] for alert in alerts] == ["gated", "all"]

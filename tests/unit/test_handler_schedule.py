@@ -89,6 +89,27 @@ def test_work_of_one_night_is_one_alert() -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "reached"),
+    [
+        ("12:00", 0),
+        ("21:00", 0),
+        ("21:01", 1),
+        ("21:59", 59),
+        ("06:00", 59),
+        ("22:00", 61),
+        ("05:30", 90),
+        ("02:00", 120),
+    ],
+)
+def test_what_came_near_the_end_of_a_shift_is_remembered_where_it_is_asked_for(time: str, reached: float) -> None:
+    handler = ScheduleHandler("s", config())
+    handler.peaks = {}
+    play(handler, [at(f"2026-03-02 {time}")])
+    (peak,) = handler.peaks.values()
+    assert (peak.reached, peak.limit) == (reached, 60)
+
+
+@pytest.mark.parametrize(
     ("changed", "says"),
     [
         ({"windows": ()}, "name at least one"),

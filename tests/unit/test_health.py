@@ -75,7 +75,7 @@ def test_status_names_each_source_with_its_state_last_event_error_gaps_and_troub
     status = endpoint.client().get("/status").json()
     assert status["sources"]["plc"] == {
         "kind": "modbus", "state": "waiting", "connected": False, "events": 0, "gaps": 1, "restarts": 0,
-        "last_event_us": None, "last_error": "no answer", "last_error_us": 2_500_000, "trouble": {"": "no answer"},
+        "last_event_us": None, "silent_s": 0.0, "last_error": "no answer", "last_error_us": 2_500_000, "trouble": {"": "no answer"},
         "counts": {"requests": 7, "Reads per s!": 2},
     }  # fmt: skip
     assert status["buffer"]["oldest_us"] == 1_500_000

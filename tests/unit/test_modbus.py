@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import struct
 from typing import Any
 
@@ -457,3 +458,43 @@ def test_files_and_devices_that_are_not_there_are_named_before_anything_runs() -
     ]
     tls = ConfigModbus(url="tls://plc", points=points, tls=ConfigTls(ca_file="/there/is/none"))
     assert [key for key, _, _ in tls.problems()] == ["tls.ca_file"]
+
+
+# What signals mean ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_signal_means_stands_in_its_events_and_costs_others_nothing() -> None:
+    meant = ConfigPoint(name="oil", address=0, quantity="temperature", range=(-20, 150), machine="press 1")
+    event = Watch(meant, 1, "plc", 60).see(b"\0\x07", 1, 0.0)
+    assert event is not None
+    told = {"quantity": "temperature", "range": [-20, 150], "machine": "press 1"}
+    assert {key: event.data[key] for key in told} == told
+    plain = Watch(ConfigPoint(name="oil", address=0), 1, "plc", 60).see(b"\0\x07", 1, 0.0)
+    assert plain is not None
+    assert event.data.keys() - plain.data.keys() == told.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"quantity": "temperature", "role": "setpoint"},
+            "quantity: it is for what is measured, and a setpoint is set",
+        ),
+        ({"quantity": "scrap_count"}, 'quantity: scrap_count is counted, so the point needs role = "counter"'),
+        (
+            {"quantity": "flow", "role": "counter"},
+            "quantity: a counter is one of good_count, scrap_count, total_count, not flow",
+        ),
+        ({"quantity": "flow", "role": "state"}, "quantity: a state can only be running"),
+        ({"quantity": "flow", "type": "string(4)"}, "quantity: flow is a number, and this is none"),
+        ({"range": (5, 5)}, "range: write [low, high] with low below high"),
+        ({"range": (0, 5), "role": "counter"}, "range: it is for numbers of the role reading"),
+        ({"maintenance_at_h": 9, "quantity": "flow"}, 'maintenance_at_h: it needs quantity = "run_hours"'),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else str(value).partition(":")[0],
+)
+def test_meanings_that_cannot_be_are_refused_with_what_to_do(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        ConfigPoint(name="x", address=0, **options)
+    assert ConfigPoint(name="x", address=0, type="bool", quantity="running", role="state").quantity == "running"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.component import ConfigError, Report
-from agent.sources.opcua import ConfigOpcUa
+from agent.sources.opcua import ConfigOpcUa, OpcUaSource
 from agent.sources.opcua_alarms import change
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import (
@@ -31,7 +31,7 @@ from agent.sources.opcua_nodes import (
     time_us,
 )
 from agent.sources.opcua_position import REMEMBERED_MAX, Position, Subscription
-from agent.sources.opcua_private import Change, decode_republish, ua
+from agent.sources.opcua_private import Change, Published, decode_republish, ua
 from agent.sources.opcua_trust import expires_in_days, first_certificate, own_identity, read_certificate
 
 URL = "opc.tcp://cell4:4840"
@@ -174,6 +174,28 @@ def test_what_the_server_repeats_after_a_reconnect_is_not_news() -> None:
     assert reading(item, "s", value(1.0, at=at + timedelta(seconds=1)), 1, {}) is not None
 
 
+def test_what_was_taken_and_not_stored_is_news_when_it_comes_again() -> None:
+    """A connection that breaks between the taking and the storing: the server sends the same once more, and it is no repetition."""
+    report = Report()
+    items = Items("cell", report, sampling_interval_ms=100, queue_size=10)
+    items.lay_out([ConfigNode(node="i=1", name="a")], [])
+    items.taken_up([], 10)
+    (handle,) = items._items
+    position, first, second = (
+        Position(),
+        Change(handle, 1.0, 0, 1_000_000, None),
+        Change(handle, 2.0, 0, 2_000_000, None),
+    )
+    assert len(items.take([first], position, 1)[0]) == 1
+    items.committed()
+    assert [event.data["value"] for event in items.take([second], position, 1)[0]] == [2.0]
+    assert items.take([second], position, 1)[0] == [], "a repetition"
+    items.roll_back()
+    items.taken_up([], 10)
+    assert items.take([first], position, 1)[0] == [], "this one was stored"
+    assert [event.data["value"] for event in items.take([second], position, 1)[0]] == [2.0]
+
+
 def test_handles_are_the_same_in_another_process_whatever_the_order_of_the_configuration() -> None:
     nodes = [ConfigNode(node=f"ns=2;s=n{number}") for number in range(500)]
     plans = []
@@ -189,10 +211,16 @@ def test_handles_are_the_same_in_another_process_whatever_the_order_of_the_confi
         session=st.none() | st.tuples(st.text(), st.text()),
         known=st.dictionaries(st.text(), st.integers() | st.text()),
         missing=st.lists(st.text()),
-        seen_us=st.none() | st.integers(0, 2**60),
         subscriptions=st.dictionaries(
             st.sampled_from(["data", "events"]),
-            st.builds(Subscription, st.integers(1, 9), st.integers(0, 2**32), st.text(), st.just(0.0)),
+            st.builds(
+                Subscription,
+                st.integers(1, 9),
+                st.integers(0, 2**32),
+                st.text(),
+                st.none() | st.integers(0, 2**60),
+                st.just(0.0),
+            ),
         ),
     )
 )
@@ -263,3 +291,25 @@ def test_a_file_that_is_no_certificate_and_a_folder_that_cannot_be_written_say_s
     with pytest.raises(ConfigError, match="state_dir"):
         own_identity(tmp_path / "x" / "c.der", tmp_path / "x" / "k.pem")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("published_s", "ahead_s", "until_s"),
+    [
+        (-8, 0, -8.25),  # it lay somewhere for eight seconds: what was said after it was made is not known
+        (3_592, -3_600, -8.25),  # the same, and the server's clock is an hour ahead of ours
+        (5, 0, -0.25),  # its clock was put on since the session began: no later than now
+        (None, 0, -0.25),
+        (-8, None, -0.25),
+    ],
+)
+def test_what_a_message_makes_known_ends_with_the_sampling_before_it_was_made(
+    published_s: float | None, ahead_s: float | None, until_s: float
+) -> None:
+    """A gap begins there. By when the message came, changes were lost without a word that nobody had taken."""
+    now = 1_800_000_000_000_000
+    source = OpcUaSource("cell", ConfigOpcUa(url=URL, nodes=("ns=2;s=x",), publishing_interval_ms=250), Report())
+    source._ahead_us = None if ahead_s is None else round(ahead_s * 1e6)
+    published_us = None if published_s is None else now + round(published_s * 1e6)
+    message = Published(1, 1, [], [], published_us=published_us)
+    assert source._complete_until(message, now) == now + round(until_s * 1e6)

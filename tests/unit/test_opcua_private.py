@@ -47,6 +47,8 @@ def test_what_is_used_of_asyncuas_inside_is_there() -> None:
     client = Client("opc.tcp://127.0.0.1:1")
     assert client._server_nonce is None
     assert client._policy_ids == []
+    assert client.server_policy(ua.UserTokenType.UserName).SecurityPolicyUri.endswith("#None")
+    assert not client.security_policy.peer_certificate
     for owner, names in (
         (UaClient, ("_make_protocol", "_on_transport_lost", "_is_session_closing", "revolve_security_token")),
         (

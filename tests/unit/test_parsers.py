@@ -268,6 +268,13 @@ def test_winston_lines_with_colour_splat_and_nested_meta() -> None:
     assert event.data["person"] == {"order.email": "a@b", "splat": ["anna", 3]}
 
 
+def test_half_an_emoji_does_not_cost_a_json_line_its_level() -> None:
+    """A program cut a text in the middle of a pair of surrogates: JavaScript writes it, and no text can hold it."""
+    (event,) = read("winston", r'{"level":"error","message":"cut \ud83d","whole":"\ud83d\ude00","path":"C:\\ud800"}')
+    assert (event.severity, event.raw) == (3, r"cut \ud83d")
+    assert (event.data["whole"], event.data["path"]) == ("\U0001f600", r"C:\ud800")
+
+
 def test_csv_header_its_change_its_repetition_and_rows_that_do_not_fit() -> None:
     memory: dict[str, Any] = {}
     events = read(

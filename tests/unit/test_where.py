@@ -339,3 +339,36 @@ def test_nan_and_infinity_compare_without_error() -> None:
     event = Event(0, 0, "x", data={"a": math.nan, "b": math.inf, "c": 10**400})
     assert not Where("data.a < 1 or data.a >= 1 or data.a == data.a")(event)
     assert Where("data.b > 1 and data.c > 1.5")(event)
+
+
+@given(expressions, events)
+def test_an_event_that_matches_has_one_of_the_keys_that_are_needed(text: str, event: Event) -> None:
+    tested = Where(text)
+    needed = tested.needs(event.type)
+    if needed and tested(event):
+        assert any(
+            event.data.get(key) is not None and (values is None or event.data[key] in values)
+            for key, values in needed.items()
+        )
+
+
+def test_keys_that_are_needed_are_found_where_they_can_be() -> None:
+    def needs(text: str) -> set[str]:
+        return set(Where(text).needs("a"))
+
+    assert needs("type == 'a' and data.q in ['x', 'y']") == {"q"}
+    assert needs("data.q != null") == needs("data.q") == needs("data.q.r > 3") == {"q"}
+    assert needs("data.q == 1 or data.r == 2") == {"q", "r"}
+    assert needs("(type == 'a' and data.q == 1) or type == 'b'") == {"q"}
+    for text in (
+        "",
+        "data.q == null",
+        "data.q != 1",
+        "data.q in [1, null]",
+        "data.q == data.r",
+        "data.q == 1 or severity > 2",
+    ):
+        assert needs(text) == set()
+    assert Where("data.q in ['x', 'y'] or data.q == 'z'").needs("a") == {"q": frozenset("xyz")}
+    assert Where("data.q in ['x', 1] or data.q == 'z'").needs("a") == {"q": None}
+    assert Where("data.q.r == 'z'").needs("a") == Where("data.q contains 'z'").needs("a") == {"q": None}
