@@ -279,8 +279,10 @@ class OpcUaSource:
         finally:
             # What was taken and not stored will be asked for again, and is news then as it was now.
             self._items.roll_back()
-            await pump.close()
-            await connection.link.drop()
+            try:
+                await pump.close()
+            finally:
+                await connection.link.drop()
 
     def _raise_if_ended(self) -> None:
         ended, self._ended = self._ended, None

@@ -288,17 +288,20 @@ class Link:
 
     async def drop(self) -> None:
         """End the connection and leave the session at the server, to be taken up again within its timeout."""
-        if self._renewal is not None:
-            self._renewal.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._renewal
-            # Only an opened channel has the keys to say goodbye with.
-            with suppress(OSError, TimeoutError, ua.UaError):
-                await asyncio.wait_for(self._client.close_secure_channel(), 1.0)
-        protocol = self._client.uaclient.protocol
-        if protocol is not None and protocol.transport is not None:
-            protocol.transport.abort()
-        self._client.disconnect_socket()
+        try:
+            if self._renewal is not None:
+                self._renewal.cancel()
+                # Not `suppress(CancelledError)`: it would take a stop of ours for the end of the renewal, and go on for ever.
+                await asyncio.gather(self._renewal, return_exceptions=True)
+                # Only an opened channel has the keys to say goodbye with.
+                with suppress(OSError, TimeoutError, ua.UaError):
+                    async with asyncio.timeout(1.0):
+                        await self._client.close_secure_channel()
+        finally:
+            protocol = self._client.uaclient.protocol
+            if protocol is not None and protocol.transport is not None:
+                protocol.transport.abort()
+            self._client.disconnect_socket()
 
     # Services -----------------------------------------------------------------------------------------------------------------
 

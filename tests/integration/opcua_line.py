@@ -91,10 +91,14 @@ class Reader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Cancel once, and be told of a source that takes no notice of it: it would read on for ever."""
         assert self._task is not None
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        _, running = await asyncio.wait({self._task}, timeout=20)
+        assert not running, f"the source was stopped and reads on: {self._task.get_stack()}, errors {self.errors[-3:]}"
 
     def values(self, name: str) -> list[Any]:
         return [event.data["value"] for event in self.events if event.target == name and "value" in event.data]

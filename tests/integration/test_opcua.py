@@ -138,6 +138,19 @@ async def test_a_silent_line_is_noticed_within_seconds_and_nothing_is_lost_over_
     assert reader.values("Press.Cycles") == list(range(32))
 
 
+async def test_a_stop_at_any_step_of_a_broken_connection_ends_the_source() -> None:
+    """A cancellation that fell into the farewell to the server was taken for the end of that, and the source read on for ever."""
+    async with press_cell() as cell, Cable(int(cell.url.split(":")[2].split("/")[0])) as cable:
+        for steps in range(24):
+            reader = await Reader(config(cable.url)).__aenter__()
+            await reader.until(lambda reader=reader: reader.values("Press.Cycles"))
+            await cable.cut()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await reader.stop()
+            await cable.plug()
+
+
 async def test_a_server_that_restarts_is_taken_up_again_with_a_gap() -> None:
     """telegraf#18454: connected, no data, and nobody subscribed again."""
     port = free_port()
