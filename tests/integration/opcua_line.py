@@ -91,9 +91,6 @@ class Reader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def stop(self) -> None:
         """Cancel once, and be told of a source that takes no notice of it: it would read on for ever."""
         assert self._task is not None
         self._task.cancel()

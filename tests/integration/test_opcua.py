@@ -7,6 +7,7 @@ import random
 import signal
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,11 @@ async def test_a_stop_at_any_step_of_a_broken_connection_ends_the_source() -> No
     """A cancellation that fell into the farewell to the server was taken for the end of that, and the source read on for ever."""
     async with press_cell() as cell, Cable(int(cell.url.split(":")[2].split("/")[0])) as cable:
         for steps in range(24):
-            reader = await Reader(config(cable.url)).__aenter__()
-            await reader.until(lambda reader=reader: reader.values("Press.Cycles"))
-            await cable.cut()
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            await reader.stop()
+            async with Reader(config(cable.url)) as reader:
+                await reader.until(partial(reader.values, "Press.Cycles"))
+                await cable.cut()
+                for _ in range(steps):
+                    await asyncio.sleep(0)
             await cable.plug()
 
 
