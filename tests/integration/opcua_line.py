@@ -94,7 +94,7 @@ class Reader:
         """Cancel once, and be told of a source that takes no notice of it: it would read on for ever."""
         assert self._task is not None
         self._task.cancel()
-        _, running = await asyncio.wait({self._task}, timeout=20)
+        running = (await asyncio.wait({self._task}, timeout=20))[1]
         assert not running, f"the source was stopped and reads on: {self._task.get_stack()}, errors {self.errors[-3:]}"
 
     def values(self, name: str) -> list[Any]:
