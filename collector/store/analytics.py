@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from collector.store import stream
-from collector.store.stream import Cursor, Position, Snapshot
+from collector.store.stream import Cursor, Snapshot
 
 if TYPE_CHECKING:
     from collector.store.database import Anyone
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ADVISORY_LOCK = 0x4C57_0007
 OTHER = "(other)"
 TEXT_CHARS_MAX = 200
-BATCHES_MAX, EVENTS_MAX = 500, 2_000
+EVENTS_MAX = 2_000
 """Folded in one transaction, and so many more as its last batch has."""
 GAP_S_MAX = 1_800
 """What comes later than this after the event before follows nothing."""
@@ -168,8 +168,9 @@ async def fold(connection: "Anyone", pseudonym: Pseudonym) -> int | None:
             return None
         cursor = await _cursor(connection)
         step = cursor.step or await stream.now(connection)
-        low = cursor.position or Position(0, 0, 0)
-        batches = await _next(connection, cursor.base, step, low)
+        batches, reached = await stream.batches_between(
+            connection, cursor.base, step, cursor.position, events_max=EVENTS_MAX
+        )
         if not batches:
             await connection.execute(_MOVE, Cursor(cursor.home, step).encode(), 0, 0)
             return None
@@ -181,8 +182,8 @@ async def fold(connection: "Anyone", pseudonym: Pseudonym) -> int | None:
         for table in TABLES:
             beyond += await _write(connection, table, sums.cells[table.name])
         await _write_heads(connection, sums.heads)
-        last = Position(int(batches[-1]["xid"]), batches[-1]["batch_id"], 0)
-        await connection.execute(_MOVE, Cursor(cursor.home, cursor.base, step, last).encode(), len(rows), beyond)
+        behind = Cursor(cursor.home, step) if reached is None else Cursor(cursor.home, cursor.base, step, reached)
+        await connection.execute(_MOVE, behind.encode(), len(rows), beyond)
         return len(rows)
 
 
@@ -190,20 +191,6 @@ async def _cursor(connection: "Anyone") -> Cursor:
     home = await stream.home_of(connection)
     text = await connection.fetchval("SELECT cursor FROM analytics_state")
     return stream.decode_cursor(text, home) if text else Cursor(home, Snapshot(0, 1, 1, ()))
-
-
-async def _next(connection: "Anyone", old: Snapshot, new: Snapshot, low: Position) -> list[Any]:
-    since = _EPOCH + timedelta(microseconds=old.taken_us) - timedelta(seconds=stream.LATE_S_MAX)
-    found = await connection.fetch(
-        _BATCHES, str(old.xmin), str(new.xmax), str(old), str(new), since, str(low.xid), low.batch_id, BATCHES_MAX
-    )
-    taken, events = [], 0
-    for batch in found:
-        taken.append(batch)
-        events += batch["events"]
-        if events >= EVENTS_MAX:
-            break
-    return taken
 
 
 async def _heads(connection: "Anyone", rows: "Sequence[Any]", pseudonym: Pseudonym) -> dict[tuple[int, str, str], Head]:
@@ -324,13 +311,6 @@ async def forget(connection: "Anyone", pseudonym: str) -> int:
     return gone
 
 
-_BATCHES = """
-SELECT xid::text AS xid, batch_id, received, events FROM evidence
-WHERE xid >= $1::text::xid8 AND xid < $2::text::xid8 AND pg_visible_in_snapshot(xid, $4::text::pg_snapshot)
-    AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot) AND received >= $5
-    AND (xid, batch_id) > ($6::text::xid8, $7::bigint)
-ORDER BY xid, batch_id LIMIT $8
-"""
 # A number too large for a double would be an error: those are left to be no reading.
 _ROWS = """
 SELECT time, batch_id, idx, place_id, type, severity, source, src_ip, target, outcome, actor,

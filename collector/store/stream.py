@@ -141,9 +141,11 @@ async def between(
 
 
 async def batches_between(
-    connection: "Anyone", old: Snapshot, new: Snapshot, after: Position | None
+    connection: "Anyone", old: Snapshot, new: Snapshot, after: Position | None, *, events_max: int = CHUNK_EVENTS
 ) -> "tuple[Sequence[Record], Position | None]":
-    """The next batches that hold such events, about CHUNK_EVENTS; and where to go on, None at the end.
+    """Return the next batches that hold such events, about `events_max` of them; and where to go on, None at the end.
+
+    Every reader in the order of commits reads by this function, and by no query of its own.
 
     The first is that of `after` where `after` lies within it.
     """
@@ -165,7 +167,7 @@ async def batches_between(
         return [], None
     taken, events = [], 0
     for batch in batches:
-        if events >= CHUNK_EVENTS:
+        if events >= events_max:
             break
         taken.append(batch)
         events += batch["events"]
@@ -195,12 +197,13 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _NOW = """
 SELECT pg_current_snapshot()::text AS snapshot, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS taken_us
 """
+# ORDER BY names the column of the table: a bare `xid` would be the text of the select list, in which 10 comes before 9.
 _BATCHES = """
 SELECT xid::text AS xid, batch_id, received, events FROM evidence
 WHERE xid >= $1::text::xid8 AND xid < $2::text::xid8 AND pg_visible_in_snapshot(xid, $4::text::pg_snapshot)
     AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot) AND received >= $5
     AND (xid, batch_id) >= ($6::text::xid8, $7::bigint) AND NOT (batch_id = $7::bigint AND events <= $8::integer + 1)
-ORDER BY xid, batch_id LIMIT $9
+ORDER BY evidence.xid, evidence.batch_id LIMIT $9
 """
 _EVENTS = f"""
 SELECT {COLUMNS_READ} FROM security_events e JOIN places p ON p.place_id = e.place_id

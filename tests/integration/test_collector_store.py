@@ -280,3 +280,40 @@ def _write_certificate(certificate: Path, key: Path, name: str) -> None:
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     key.write_bytes(private.private_bytes(encoding, form, serialization.NoEncryption()))
+
+
+async def test_a_migration_with_a_number_below_the_newest_applied_is_refused(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = migrate.migrations()
+    late = Migration(len(files) + 1, "late.sql", "CREATE TABLE late (x int)")
+    newest = Migration(len(files) + 2, "newest.sql", "SELECT 1")
+    async with connected(dsn) as connection:
+        monkeypatch.setattr(migrate, "migrations", lambda: [*files, newest])
+        await migrate.migrate(connection)
+        monkeypatch.setattr(migrate, "migrations", lambda: [*files, late, newest])
+        with pytest.raises(StoreMisconfigured, match=r"late\.sql did not run, and .* a migration below the newest"):
+            await migrate.migrate(connection)
+        assert await connection.fetchval("SELECT to_regclass('late')") is None
+
+
+def test_migrations_are_numbered_without_a_hole() -> None:
+    assert [one.version for one in migrate.migrations()] == list(range(1, len(migrate.migrations()) + 1))
+
+
+async def test_a_database_whose_migrations_had_numbers_with_holes_is_taken_over(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of them runs again, and the rows are named as the files are now."""
+    files = migrate.migrations()
+    monkeypatch.setattr(migrate, "migrations", lambda: files[:13])
+    async with connected(dsn) as connection:
+        await migrate.migrate(connection)
+        for before, after in reversed(migrate._RENUMBERED.items()):
+            await connection.execute("UPDATE schema_migrations SET version = $1 WHERE version = $2", before, after)
+        monkeypatch.undo()
+        newer = [file.name for file in files[13:]]
+        assert await migrate.pending(connection) == newer
+        assert await migrate.migrate(connection) == newer
+        rows = await connection.fetch("SELECT version, name FROM schema_migrations ORDER BY version")
+    assert [tuple(row) for row in rows] == [(file.version, file.name) for file in files]
