@@ -44,9 +44,10 @@ _SIGN_INS = {
     "password_spray": _rule(
         "count", "authentication.spray", "high", "T0859",
         "sign-ins of {count} different users were refused from {src_ip} within {window}",
-        "One password, tried on many accounts, stays below every limit that counts by account.",
+        "One password, tried on many accounts, stays below every limit that counts by account. Unknown names count too, since a server"
+        " that takes keys alone refuses them without a failed password.",
         "Raise at_least where many people sign in through one terminal server, or name its address in where.",
-        where="type == 'authentication.failure'", by=["src_ip"], distinct="actor", at_least=6, within_s=300, cool_down_s=HOUR_S,
+        where="type == 'authentication.failure' or (type == 'authentication' and data.user_known == false)", by=["src_ip"], distinct="actor", at_least=6, within_s=300, cool_down_s=HOUR_S,
     ),
     "brute_force_succeeded": _rule(
         "sequence", "authentication.broken_in", "critical", "T0859",

@@ -118,6 +118,8 @@ class Engine:
         self._untold: list[Event] = []
         """What `changes` has to say: told with the next events."""
         self._now_us = 0
+        self._learners = [slot for slot in self._slots if hasattr(slot.handler, "begin")]
+        """Handlers whose learning starts with the agent's first event of any type."""
 
     @classmethod
     def build(cls, handlers: Mapping[str, object]) -> "Engine":
@@ -133,6 +135,10 @@ class Engine:
         """The alerts that these events raise. Tags causes that have no correlation id with that of their alert."""
         self._now_us = now_us
         told, self._untold = self._untold, []
+        if events and self._learners:
+            for slot in self._learners:
+                slot.handler.begin(events[0].time)
+            self._learners = []
         if not events:
             alerts = self._run([slot for slot in self._slots if slot.error is None], now_us)
         else:

@@ -1,9 +1,10 @@
 """`novelty`: a value seen for the first time: a user, an address, a program, a USB device, a register's identity.
 
-    first event ever ──learn_s──► values are remembered, nothing is raised ──► a value that is not known raises, once, and is known
+    first event of the agent ──learn_s──► values are remembered, nothing is raised ──► an unknown value raises, once, and is known
 
-Time is that of the events; the order in which they come does not matter, except that learning begins with the first to come. A value
-that no event has shown for `forget_s` is new again (at the earliest: it leaves as others come).
+Time is that of the events; the order in which they come does not matter, except that learning begins with the first event that the
+agent handles, of whatever type: a station that nobody has signed in to for a month has learned that nobody does, and the first sign-in
+is new. A value that no event has shown for `forget_s` is new again (at the earliest: it leaves as others come).
 
 When the table is full, nobody who is known is pushed out; newcomers are neither raised nor remembered, and
 `alert.handler.flooded` says so: whoever invents values wins no silence that is not announced, and no known value turns new.
@@ -40,7 +41,7 @@ _REFRESHES = 64
 class ConfigNovelty(ConfigEpisodic):
     """The values of the fields `of`, together, that no event of the same `by` has had before.
 
-    learn_s       from the first event on, for so long, everything is taken up and nothing raised
+    learn_s       from the agent's first event on (of any type), for so long, everything is taken up and nothing raised
     forget_s      a value that was not seen for so long is new again
     cool_down_s   further new values of the same `by` within this time of the last are counted, not raised; 0: each is raised
     """
@@ -75,9 +76,16 @@ class NoveltyHandler(Episodic[Episode]):
         self._began_changed = False
         super().__init__(name, config, Episode, idle_us=seconds_us(config.forget_s), protect=True)
 
-    def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
+    def begin(self, time_us: int) -> None:
+        """Start learning at this time, unless it started in an earlier run."""
         if self._began is None:
-            self._began, self._began_changed = event.time, True
+            self._began, self._began_changed = time_us, True
+
+    def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
+        began = self._began
+        if began is None:
+            began = event.time
+            self.begin(began)
         value = self._of(event)
         known_as = ("v", *_flat(key), *_flat(value))
         known = self.table.get(known_as)
@@ -88,7 +96,7 @@ class NoveltyHandler(Episodic[Episode]):
             return
         if not self.table.add(known_as, Episode(newest=event.time), now_us):
             return
-        learned_us = event.time - self._began
+        learned_us = event.time - began
         if learned_us < self._learn_us:
             self.near(key, learned_us / 1e6, self.config.learn_s, event)
             return

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.handlers.base import ConfigRaises
+from agent.handlers.engine import Engine
 from agent.handlers.novelty import ConfigNovelty, NoveltyHandler
 from agent.wire.event import Event
 from tests.handlers import S, event, facts, play, play_with_restarts
@@ -101,3 +102,24 @@ def test_alerts_are_those_of_a_set_of_what_was_seen(
     alerts = play(make(), events)
     assert [(alert.time, alert.src_ip, alert.target) for alert in alerts] == expected
     assert facts(play_with_restarts(make, events, killed)) == facts(alerts)
+
+
+def test_learning_starts_with_the_agent_and_not_with_the_first_sign_in() -> None:
+    engine = Engine({"n": NoveltyHandler("n", config())})
+    quiet = [event(second, "system.cron.started") for second in range(0, 101, 10)]
+    alerts = play(engine, [*quiet, login(200, "203.0.113.7"), login(201, "203.0.113.8"), login(202, "203.0.113.7")])
+    assert [alert.src_ip for alert in alerts] == ["203.0.113.7", "203.0.113.8"]
+
+
+def test_start_of_learning_survives_a_restart_without_any_sign_in() -> None:
+    before = Engine({"n": NoveltyHandler("n", config())})
+    before.handle([event(0, "system.cron.started")], 0)
+    after = Engine({"n": NoveltyHandler("n", config())})
+    after.restore({name: {k: v for k, v in state.items() if v is not None} for name, state in before.changes().items()})
+    assert [alert.src_ip for alert in play(after, [event(300, "system.cron.started"), login(301)])] == ["10.0.0.1"]
+
+
+def test_handler_added_to_a_running_agent_learns_from_then_on() -> None:
+    engine = Engine({"n": NoveltyHandler("n", config())})
+    engine.restore({"other": {"!began": b"0"}})
+    assert play(engine, [event(5_000, "system.cron.started"), login(5_099)]) == []
