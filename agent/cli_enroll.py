@@ -40,12 +40,16 @@ def enroll(options: argparse.Namespace) -> int:
     state_dir, config, configured = asyncio.run(_settings(options.config))
     agent_id = identity.load_or_create(state_dir)
     keyring = Keyring(state_dir, config)
+    before = keyring.saved()
     try:
         saved = asyncio.run(enrol(keyring, agent_id, url, token, ca=options.ca, fresh=options.new_key))
     except (Refused, NotConnected) as error:
         raise Failed(str(error)) from None
     if configured is not None and configured.rstrip("/") != url:
         print(f"note: {options.config} sends to {configured}; set [sync] url = {url!r}", file=sys.stderr)
+    if before is not None and _place(before) and not _place(saved):
+        note = f"note: {url} knows no place for this agent, which stood at {_place(before)}; to give it one: token create --agent"
+        print(f"{note} {agent_id} --site SITE --line LINE --station STATION, then enroll again", file=sys.stderr)
     _report(saved, options, "is enrolled")
     return DONE
 
@@ -98,5 +102,8 @@ def _report(saved: Saved, options: argparse.Namespace, text: str) -> None:
     if options.json:
         print(msgspec.json.encode(saved).decode())
         return
-    place = " / ".join(filter(None, (saved.site, saved.line, saved.station))) or "no place"
-    print(f"agent {saved.agent_id} ({place}) {text}, key {saved.key_id}")
+    print(f"agent {saved.agent_id} ({_place(saved) or 'no place'}) {text}, key {saved.key_id}")
+
+
+def _place(saved: Saved) -> str:
+    return " / ".join(filter(None, (saved.site, saved.line, saved.station)))

@@ -21,6 +21,7 @@ from litestar.handlers import BaseRouteHandler
 
 from collector import enrol_signature
 from collector.audit import Refusals, Who
+from collector.limits import networks_of
 from collector.problems import Problem
 from collector.store import keys, sessions
 from collector.store.database import Database
@@ -198,8 +199,9 @@ async def _admitted(connection: Connection, access: str | None, *, touch: bool) 
     known: Known = connection.app.state.known
     shown = token_hash(f"{connection.headers.get('authorization', '')} {connection.cookies.get(COOKIE, '')}")
     signed = access == "send" and enrol_signature.is_signed(connection)
+    refused = [f"refused {network}" for network in networks_of(address)]
     # An agent that signs is not held up by others who knock from its address.
-    if (wait_s := rates.wait_s(f"refused {address}")) and shown not in known and not signed:
+    if (wait_s := rates.wait_s_each(refused)) and shown not in known and not signed:
         raise _refused(connection, Who.nobody(address), _too_many(wait_s))
     try:
         if signed:
@@ -209,7 +211,8 @@ async def _admitted(connection: Connection, access: str | None, *, touch: bool) 
             caller = await _identify(connection, address, touch=touch)
             known.add(shown)
     except Problem as problem:
-        rates.take(f"refused {address}")
+        for name in refused:
+            rates.take(name)
         enrol_signature.refuse(connection, Who.nobody(address), problem)
         raise
     if access not in MAY or caller.role not in MAY[access]:

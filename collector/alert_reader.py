@@ -28,7 +28,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.wire.event import INFORMATIONAL, Event
-from agent.wire.taxonomy import TYPE_PATTERN
+from agent.wire.taxonomy import CLAIMED, TYPE_PATTERN, is_collectors
 from collector import fleet_state
 from collector.alert_state import Standing, clear, fire
 from collector.match import Matches, matcher
@@ -221,7 +221,11 @@ class AlertReader:
         for event_rule in self._event_rules if rows else ():
             with self._timing(event_rule.name):
                 for row in rows:
-                    if _fits(row["type"], event_rule.types) and (finding := event_rule.see(row)) is not None:
+                    if (
+                        _fits(row["type"], event_rule.types)
+                        and _believed(row)
+                        and (finding := event_rule.see(row)) is not None
+                    ):
                         causes = {"causes": [_identity(row)]}
                         findings.append(_with(finding, place_id=row["place_id"], causes=causes, row=row))
         return findings
@@ -331,6 +335,7 @@ class Counter:
         self._routes = routes
         self._secret = secret
         self._current: dict[bytes, Alert] = {}
+        self._raised: list[Alert] = []
         self._ties: dict[str, tuple[int, datetime]] = {}
         self._quiet: list[tuple[int, Matches]] = []
         self._alert_numbers: list[int] = []
@@ -339,7 +344,11 @@ class Counter:
 
     async def prepare(self, connection: "Connection", rows: "list[Record]") -> None:
         """Read what is there."""
-        self._current = await store.current(connection, [self._dedup(row) for row in rows])
+        over = [(_rule(_data(row)), row["target"] or "") for row in rows if _is_over(row)]
+        locked = await store.current(connection, [self._dedup(row) for row in rows], over)
+        for alert in locked:  # by number: of a key the latest counts
+            self._current[alert.dedup] = alert
+        self._raised = [alert for alert in locked if alert.agent_id == batches.CENTRE]
         self._ties = await store.incidents_of(connection, [tie for row in rows for tie in _ties(row)])
         self._quiet = await _quiet(connection)
         self._alert_numbers = await store.numbers(connection, "alerts", len(rows))
@@ -349,7 +358,7 @@ class Counter:
         data = _data(row)
         # A person is part of what makes it the same, and is not to be read out of it: a keyed hash.
         parts = [
-            str(row["agent_id"]), _rule(data), row["type"], data.get("key"), row["src_ip"], row["target"], row["actor"],
+            str(row["agent_id"]), row["place_id"], _rule(data), row["type"], data.get("key"), row["src_ip"], row["target"], row["actor"],
             row["personal"] or row["personal_text"],
         ]  # fmt: skip
         text = json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
@@ -359,8 +368,8 @@ class Counter:
         """Count an event."""
         dedup, data = self._dedup(row), _data(row)
         alert = self._current.get(dedup)
-        if row["agent_id"] == batches.CENTRE and data.get("cleared") is True:
-            self._clear(row, alert)
+        if _is_over(row):
+            self._clear(row)
             return
         suppression = next((number for number, matches in self._quiet if matches(row)), None)
         if suppression is not None:
@@ -398,14 +407,16 @@ class Counter:
             self._note(alert, "reopen", (before.state, alert.standing.state), fired=True)
             self._notify(alert, row, "reopened")
 
-    def _clear(self, row: "Record", alert: "Alert | None") -> None:
-        if alert is None:
-            return
-        before = alert.standing
-        alert.standing = clear(before)
-        if alert.standing != before:
+    def _clear(self, row: "Record") -> None:
+        """Close what the collector raised about this, wherever it stood then: the agent may have moved since."""
+        about = (_rule(_data(row)), row["target"])
+        for alert in {one.alert_id: one for one in (*self._raised, *self._current.values())}.values():
+            before = alert.standing
+            if alert.agent_id != batches.CENTRE or (alert.rule, alert.target) != about or before.state == "closed":
+                continue
+            alert.standing = clear(before)
             self._note(alert, "clear", (before.state, alert.standing.state), event=_identity(row))
-        self.written.alerts[alert.alert_id] = alert
+            self.written.alerts[alert.alert_id] = alert
 
     def _update(self, alert: "Alert", row: "Record", suppression: int | None) -> None:
         alert.count += 1
@@ -463,12 +474,25 @@ def _picked(types: Collection[str]) -> str:
     return " OR ".join([f"e.type IN ({', '.join(map(repr, exact))})", *ranges])
 
 
+def _believed(row: "Record") -> bool:
+    """Return whether an event may say what it says: types of the collector count in its own stream alone.
+
+    A `claimed.*` is how such a type of anybody else is stored, and says only that it was claimed.
+    """
+    return row["agent_id"] == batches.CENTRE or row["type"].startswith(f"{CLAIMED}.") or not is_collectors(row["type"])
+
+
 def _is_alert(row: "Record") -> bool:
     return bool(row["type"] == "alert" or row["type"].startswith("alert."))
 
 
 def _fits(name: str, types: tuple[str, ...]) -> bool:
     return name in types or any(one.endswith(".*") and name.startswith(one[:-1]) for one in types)
+
+
+def _is_over(row: "Record") -> bool:
+    """Return whether the collector says by an event that something it raised is over."""
+    return row["agent_id"] == batches.CENTRE and _data(row).get("cleared") is True
 
 
 def _real(moment: datetime) -> bool:

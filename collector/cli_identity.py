@@ -34,7 +34,8 @@ def register(commands: Any, add: Add, fleet: argparse.ArgumentParser) -> None:
     ).add_subparsers(required=True, metavar="ACTION")
     create = add(actions, "create", _create, "make a token; it is shown once. It lets one agent in, at one station")
     for place in ("site", "line", "station"):
-        create.add_argument(f"--{place}", default="", help="where the agent stands")
+        text = "where the agent stands (default with --agent: where it stood before)"
+        create.add_argument(f"--{place}", default="", help=text)
     create.add_argument(
         "--expires", type=_duration, default=EXPIRES, metavar="TIME", help="as in 1h, 7d (default: 24h)"
     )

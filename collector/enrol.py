@@ -37,6 +37,7 @@ from collector import access, audit, own
 from collector.audit import Who
 from collector.enrol_authority import Authority, NoAuthority
 from collector.enrol_signature import refuse
+from collector.limits import networks_of
 from collector.problems import Problem
 from collector.store import agents, batches, identity
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
@@ -145,9 +146,11 @@ def _address(request: Request[Any, Any, Any]) -> str:
 def _not_too_often(request: Request[Any, Any, Any], state: State) -> None:
     """Raises Problem where an address asks to be let in faster than anybody may ask for anything."""
     rates: Rates = state.rates
-    if wait_s := rates.take(f"enrolment {_address(request)}"):
+    if wait_s := rates.take_each(f"enrolment {network}" for network in networks_of(_address(request))):
         headers = {"Retry-After": str(math.ceil(wait_s))}
-        raise Problem(429, "too many requests; come again later", code="rate", headers=headers)
+        problem = Problem(429, "too many requests; come again later", code="rate", headers=headers)
+        refuse(request, Who.nobody(_address(request)), problem)
+        raise problem
 
 
 def _refused(request: Request[Any, Any, Any], agent_id: UUID, error: identity.Refused) -> Problem:
@@ -215,7 +218,7 @@ async def post_enroll(request: Request[Any, Any, Any], data: Enrolment, state: S
             state, "agent.enrolled", data.agent_id, f"an agent was let in by token {prefix}", {"key_id": key.key_id}
         )
     found = [LinkOut(link.agent_id, link.buffer_id.hex, link.lane, link.batch_no, link.hash) for link in links]
-    return _identity(key, found)
+    return _identity(request, key, found)
 
 
 def _storable(text: bytes) -> str:
@@ -224,12 +227,10 @@ def _storable(text: bytes) -> str:
     return text.decode()
 
 
-def _identity(key: identity.AgentKey, links: list[LinkOut]) -> Identity:
+def _identity(request: Request[Any, Any, Any], key: identity.AgentKey, links: list[LinkOut]) -> Identity:
     if not key.good:
-        raise Problem(
-            403, f"Key {key.key_id} {identity.ended(key)}. Enrol with a new key and a new token", code="revoked",
-            agent_id=str(key.agent_id), key_id=key.key_id,
-        )  # fmt: skip
+        text = f"Key {key.key_id} {identity.ended(key)}. Enrol with a new key and a new token"
+        raise _refused(request, key.agent_id, identity.Refused("revoked" if key.revoked else "key_ended", text))
     return Identity(key.agent_id, key.key_id, key.site, key.line, key.station, key.valid_from, links)
 
 
@@ -267,7 +268,7 @@ async def post_key(request: Request[Any, Any, Any], agent_id: UUID, data: Rotati
     if new:
         data_out = {"key_id": key.key_id, "old_key_id": data.old_key}
         await _tell(state, "agent.key.changed", agent_id, "a new key took the place of an agent's key", data_out)
-    return _identity(key, [])
+    return _identity(request, key, [])
 
 
 @get("/v1/agents/{agent_id:uuid}/keys", opt={"access": "audit"}, tags=["agents"], summary="The keys of an agent")

@@ -17,7 +17,8 @@ from uuid import UUID
 from agent.wire.batch import Frame
 from agent.wire.event import Event
 from agent.wire.signature import HEADER, MalformedSignature, Signed, holds, read_header, runs_of, signed_text
-from collector import own
+from collector import codes, own
+from collector.codes import Code
 from collector.problems import Problem
 from collector.store import identity
 from collector.store.batches import CENTRE, Signature
@@ -99,8 +100,9 @@ async def identify(connection: "ASGIConnection[Any, Any, Any, Any]", database: D
         raise Problem(401, text, code="key_unknown", key_id=key_id)
     if not key.good:
         text = f"Key {key_id} of agent {key.agent_id} {identity.ended(key)}. {_ENROL.format(key.agent_id)}"
-        code = "revoked" if key.revoked is not None else "key_ended"
-        raise Problem(403, text, code=code, agent_id=str(key.agent_id), key_id=key_id)
+        raise Problem(
+            403, text, code="revoked" if key.revoked is not None else "key_ended", agent_id=str(key.agent_id), key_id=key_id
+        )  # fmt: skip
     sent = connection.headers.get("linewarden-agent-time", "")
     connection.scope[SCOPE] = Shown(key, signature, sent, connection.headers.get("linewarden-status", ""))  # type: ignore[literal-required]
     return Key(
@@ -112,22 +114,6 @@ def shown_of(connection: "ASGIConnection[Any, Any, Any, Any]") -> Shown | None:
     """What `identify` found; None where the request is not signed."""
     found: Shown | None = connection.scope.get(SCOPE)  # type: ignore[assignment]
     return found
-
-
-REASONS = {
-    "signature": "a signature does not hold",
-    "key_unknown": "the key is not known",
-    "revoked": "the key was revoked",
-    "key_ended": "another key has taken the place of this one",
-    "agent": "the batches are of another agent",
-    "unsigned": "an enrolled agent's batches came without a signature",
-    "token": "the token is not good",
-    "token_used": "the token was used by another agent",
-    "agent_known": "the agent is known already",
-    "key_followed": "the key has been followed by another already",
-}
-"""Codes of problems that are told to the SOC → in words."""
-_ENROLMENT = ("token", "token_used", "agent_known", "key_known")
 
 
 def refuse(connection: "ASGIConnection[Any, Any, Any, Any]", who: "Who", problem: Problem) -> None:
@@ -156,8 +142,9 @@ class Forgeries:
         self._kinds: dict[tuple[str, str], _Kind] = {}
 
     def note(self, problem: Problem, address: str) -> None:
-        """Count one. Does no I/O."""
-        if problem.code not in REASONS:
+        """Count one, where the table of codes has an event for it. Does no I/O."""
+        found = codes.meaning(problem.code)
+        if found is None or found.event is None:
             return
         key = (problem.members.get("agent_id", ""), problem.code)
         if key not in self._kinds and len(self._kinds) >= KINDS_MAX:
@@ -197,17 +184,18 @@ class Forgeries:
 def _event(kind: _Kind, count: int) -> Event:
     now, problem = time.time_ns() // 1000, kind.problem
     agent_id = problem.members.get("agent_id", "")
-    enrolment = problem.code in _ENROLMENT
+    words, type_ = codes.TABLE[Code(problem.code)]
+    what = "an enrolment" if type_ == codes.ENROLMENT_REFUSED else "a request of an agent"
     times = "" if count == 1 else f", {count} times"
     return Event(
         time=now,
         observed=now,
-        type="security.enrolment.refused" if enrolment else "security.signature.refused",
+        type=type_ or codes.SIGNATURE_REFUSED,
         source="collector",
         src_ip=kind.address or None,
         target=agent_id or None,
         outcome="failure",
-        message=f"{'an enrolment' if enrolment else 'a request of an agent'} was refused: {REASONS[problem.code]}{times}",
+        message=f"{what} was refused: {words}{times}",
         data={
             "reason": problem.code,
             "count": count,

@@ -6,9 +6,28 @@ forgetting it lets little through.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, ip_address, ip_network
 
 BUCKETS_MAX = 10_000
+_SUBSCRIBER, _SITE = 64, 48
+"""IPv6 prefixes: what one computer can choose its addresses from, and what one customer of a provider gets."""
+
+
+def networks_of(address: str) -> tuple[str, ...]:
+    """Return the networks that limits count an address by: an IPv4 address by itself, an IPv6 address by its /64 and its /48.
+
+    A computer has 2^64 IPv6 addresses and a customer 65,536 such networks, so a limit for each address would bound nobody.
+    """
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return (address[:100],)
+    if not isinstance(found, IPv4Address):
+        found = found.ipv4_mapped or found
+    if isinstance(found, IPv4Address):
+        return (str(found),)
+    return tuple(str(ip_network((found, length), strict=False)) for length in (_SUBSCRIBER, _SITE))
 
 
 class Rates:
@@ -45,6 +64,19 @@ class Rates:
             self._buckets.move_to_end(name)
             if len(self._buckets) > BUCKETS_MAX:
                 self._buckets.popitem(last=False)
+        return 0.0
+
+    def wait_s_each(self, names: Iterable[str]) -> float:
+        """Return how long until each of several names may come; 0: now. Takes nothing."""
+        return max(map(self.wait_s, names), default=0.0)
+
+    def take_each(self, names: Iterable[str]) -> float:
+        """Let one through in the name of each, and return 0; or return how long to wait, and take nothing."""
+        names = list(names)
+        if wait := self.wait_s_each(names):
+            return wait
+        for name in names:
+            self.take(name)
         return 0.0
 
 

@@ -25,6 +25,7 @@ from msgspec import Struct
 from collector import access, audit, sessions
 from collector.access import PUBLIC
 from collector.audit import Who
+from collector.limits import networks_of
 from collector.oidc_provider import Provider
 from collector.oidc_settings import Grant, text_of
 from collector.problems import Problem, away
@@ -198,7 +199,7 @@ def _provider(request: Request[Any, Any, Any], state: State) -> Provider:
         raise Problem(
             404, "no provider is configured here; see [access.oidc]. Sign in with a password", code="oidc-off"
         )
-    if wait_s := state.rates.take(f"sign-in {access.address_of(request)}"):
+    if wait_s := state.rates.take_each(f"sign-in {network}" for network in networks_of(access.address_of(request))):
         raise Problem(429, "too many sign-ins; wait", code="rate", headers={"Retry-After": str(int(wait_s) + 1)})
     return provider
 

@@ -19,7 +19,7 @@ RETRY_AFTER_S = 2
 
 
 class Problem(Exception):
-    """An answer that is not the one that was asked for. `members` are added to the problem object."""
+    """An answer that is not the one that was asked for. `code`: of collector/codes.py; `members` are added to the problem object."""
 
     def __init__(
         self, status: int, detail: str, *, code: str = "", headers: Mapping[str, str] | None = None, **members: Any

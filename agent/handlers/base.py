@@ -35,7 +35,7 @@ from msgspec import Struct
 
 from agent.handlers import where
 from agent.wire.event import Event
-from agent.wire.taxonomy import PERSONAL_KEYS, TYPE_LENGTH_MAX, TYPE_PATTERN, lookup
+from agent.wire.taxonomy import PERSONAL_KEYS, TYPE_LENGTH_MAX, TYPE_PATTERN, is_collectors, lookup
 
 SECOND_US = 1_000_000
 KEY_CHARS_MAX = 256
@@ -81,6 +81,10 @@ class ConfigRaises:
             or not TYPE_PATTERN.fullmatch(self.type)
         ):
             raise ValueError(f"raises.type {self.type!r} is no alert type: write it as alert.name, in lower case")
+        if is_collectors(self.type):
+            raise ValueError(
+                f"raises.type {self.type!r} is reserved for the collector: choose another name below alert."
+            )
         unknown = set(_PLACEHOLDER.findall(self.message or "")) - _ALWAYS_KNOWN
         if unknown:
             raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.parsers.base import Clock, Context, Memory, ip_of
 from agent.wire.event import Event
-from agent.wire.taxonomy import PERSONAL_KEYS, TAXONOMY, TYPE_LENGTH_MAX, TYPE_PATTERN, default_severity
+from agent.wire.taxonomy import PERSONAL_KEYS, TAXONOMY, TYPE_LENGTH_MAX, TYPE_PATTERN, default_severity, is_collectors
 
 KEYS_MAX = 200
 """Keys of a record that are kept; of the others only the number, in `keys_left_out`."""
@@ -103,6 +103,10 @@ class RecordOptions:
     def __post_init__(self) -> None:
         if len(self.type) > TYPE_LENGTH_MAX or not TYPE_PATTERN.fullmatch(self.type):
             raise ValueError(f"type: {self.type!r} is no event type; write a dotted name like 'application.request'")
+        if is_collectors(self.type):
+            raise ValueError(
+                f"type: {self.type!r} is reserved for the collector; write another, like 'application.request'"
+            )
 
 
 def severity_of(level: Any) -> int | None:
@@ -142,6 +146,10 @@ def set_apart(data: dict[str, Any]) -> dict[str, Any]:
         named = kept.get("person", {})
         kept["person"] = {**(named if isinstance(named, dict) else {"person": named}), **person}
     return kept
+
+
+def _reserved(type_: str) -> bool:
+    return type_.partition(".")[0] in OURS_ALONE or is_collectors(type_)
 
 
 class Records:
@@ -209,7 +217,7 @@ class Records:
     def _type(self, data: dict[str, Any], level: Any) -> str:
         for key in self._names["type"]:
             value = data.get(key)
-            if isinstance(value, str) and value in TAXONOMY and value.partition(".")[0] not in OURS_ALONE:
+            if isinstance(value, str) and value in TAXONOMY and not _reserved(value):
                 return str(data.pop(key))
         if self._options.type == "application" and (severity_of(level) or 0) >= SEVERITY_OF_LEVEL["error"]:
             return "application.error"

@@ -27,7 +27,7 @@ from agent.parsers.base import Clock, Context, ip_of
 from agent.parsers.json import JsonConfig, WinstonParser, mended
 from agent.parsers.records import DEPTH_MAX, KEYS_MAX, OURS_ALONE, OUTCOMES, SEVERITY_OF_LEVEL, set_apart
 from agent.wire.event import EVENT_BYTES_MAX, Event
-from agent.wire.taxonomy import TYPE_LENGTH_MAX, TYPE_PATTERN
+from agent.wire.taxonomy import TYPE_LENGTH_MAX, TYPE_PATTERN, is_collectors
 
 EVENTS_MAX = 10_000
 """Events of a request at the most: beyond it, 413."""
@@ -234,7 +234,12 @@ class _Judged:
 
     def _made(self, posted: Posted) -> Event:
         type_, time, severity, outcome = posted.type, posted.time, posted.severity, posted.outcome
-        if type(type_) is not str or not _is_type(type_) or type_.partition(".")[0] in OURS_ALONE:
+        if (
+            type(type_) is not str
+            or not _is_type(type_)
+            or type_.partition(".")[0] in OURS_ALONE
+            or is_collectors(type_)
+        ):
             type_ = self._type(type_)
         data = {} if posted.data is None else self._data(posted.data)
         if type_ == _GAP:
@@ -282,6 +287,8 @@ class _Judged:
             self._say("type", "is missing; write a dotted name like 'application.request'")
         elif not isinstance(value, str) or not _is_type(value):
             self._say("type", f"{_shown(value)} is no event type; write a dotted name like 'application.request'")
+        elif is_collectors(value):
+            self._say("type", f"{value!r} is reserved for the collector; use a type of the program's own")
         elif value != _GAP:
             self._say("type", f"{value!r} is for the agent alone to say; use a type of the program's own")
         return _GAP if value == _GAP else "custom"

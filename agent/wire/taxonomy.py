@@ -136,6 +136,7 @@ security.remote_access.started    | security       | 3 | 3 | 1.13         | DE.C
 security.policy.violated          | security       | 4 | 4 | 2.1          | DE.AE-02          |    |       | 2004 | a mandatory access rule refused something
 security.signature.refused        | security       | 4 | 4 | 1.2 3.9      | PR.AA-03 DE.CM-01 |    | T0859 | 2004 | what somebody sent as an agent was not signed with a key that speaks for it
 security.enrolment.refused        | security       | 3 | 3 | 1.2 1.3      | PR.AA-01 PR.AA-03 |    | T0859 | 2004 | somebody tried to become an agent and was refused
+security.evidence.broken          | security       | 5 | 5 | 3.9          | PR.DS-01 DE.CM-09 |    | T0872 | 2004 | something stored is not what its evidence says
 security.chain.forked             | security       | 5 | 5 | 3.9          | PR.DS-01          |    | T0872 | 2004 | two different batches claim one number
 security.chain.broken             | security       | 5 | 5 | 3.9          | PR.DS-01          |    | T0872 | 2004 | a hash chain does not hold
 system                            | system         | 1 | 3 | 2.8          | DE.CM-09          |    |       | 6002 | about the computer
@@ -178,10 +179,22 @@ application                       | application    | 1 | 3 | 2.8          | DE.C
 application.request               | application    | 1 | 2 | 2.8          | DE.CM-09          | 30 |       | 6003 | a request to a station program
 application.error                 | application    | 3 | 3 | 2.8          | DE.CM-09          |    |       | 6002 | a station program failed at something
 production                        | production     | 1 | 2 | 6.2          | DE.CM-09          |    |       | 2004 | about orders and shifts
+claimed                           | security       | 3 | 4 | 1.2 3.9      | PR.AA-03 DE.AE-02 |    | T0859 | 2004 | an agent sent a type that only the collector may state; the type stands behind the first dot
 log                               | log            | 1 | 2 | 2.8          | PR.PS-04          |    |       | 0    | about log lines
 log.line                          | log            | 1 | 2 | 2.8          | PR.PS-04          |    |       | 0    | a line that no parser knows, kept as it is
 custom                            | custom         | 1 | 2 | 2.8          | PR.PS-04          |    |       | 0    | a type that this table does not know
 """
+
+COLLECTOR_TYPES = (
+    "security.chain", "security.signature", "security.enrolment", "security.evidence", "agent.revoked", "collector", "claimed",
+    "alert.chain", "alert.evidence", "alert.fleet", "alert.collection", "alert.collector", "alert.agent.silent", "alert.agent.lag",
+    "alert.agent.clock", "alert.agent.buffer", "alert.agent.stalled", "alert.agent.claimed",
+)  # fmt: skip
+"""Types, and all below them, that state what only the collector can know: about the evidence, the door, or several agents. They are
+believed from the collector's own stream alone. Agents, their intake, parsers and handlers do not send them."""
+CLAIMED = "claimed"
+"""Under this name the collector stores a type of COLLECTOR_TYPES that an agent sent."""
+_LEVELS_MAX = 8
 
 TAXONOMY: dict[str, Row] = {row.name: row for row in map(_row, _TABLE.strip().splitlines())}
 
@@ -209,3 +222,14 @@ def default_severity(type_: str, outcome: str | None) -> int:
     except KeyError:
         row = lookup(type_)
         return row.on_failure if outcome == "failure" else row.severity
+
+
+@lru_cache(maxsize=4096)
+def is_collectors(type_: str) -> bool:
+    """Return whether a type is one that only the collector may state."""
+    return any(type_ == name or type_.startswith(f"{name}.") for name in COLLECTOR_TYPES)
+
+
+def claimed(type_: str) -> str:
+    """Return the type under which a claimed one is stored: readable, and never taken for the real one."""
+    return ".".join([CLAIMED, *type_.split(".")][:_LEVELS_MAX])[:TYPE_LENGTH_MAX].rstrip(".")

@@ -16,6 +16,7 @@ RULES = {
     "stalled": "collector.rules.stalled",
     "gap": "collector.rules.gap",
     "chain": "collector.rules.chain",
+    "claimed": "collector.rules.claimed",
     "address": "collector.rules.address",
     "change": "collector.rules.change",
 }

@@ -12,6 +12,7 @@ class Rule:
 
     name = "chain"
     types = ("security.chain.forked", "security.chain.broken")
+    """Of the collector's own stream alone: the reader hands over no other, so that nobody states this of an agent but the collector."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -14,7 +14,7 @@ import msgspec
 
 from collector.alert_state import Action, NotAllowed, Reason, Standing, State, act
 from collector.store.database import translated
-from collector.store.events import Filter, Record, Scope, Where, fetch_bounded, scope_conditions, where_of
+from collector.store.events import ALL, Filter, Record, Scope, Where, fetch_bounded, scope_conditions, where_of
 from collector.store.stream import Cursor, Snapshot
 
 if TYPE_CHECKING:
@@ -111,10 +111,11 @@ async def seen_before(connection: "Anyone", rows: Sequence[Record]) -> set[tuple
     return {(row["batch_id"], row["idx"]) for row in found}
 
 
-async def current(connection: "Anyone", dedups: Sequence[bytes]) -> dict[bytes, Alert]:
-    """The latest alert of each key, locked."""
-    rows = await connection.fetch(_CURRENT, list(set(dedups)))
-    return {row["dedup"]: _alert(row) for row in rows}
+async def current(connection: "Anyone", dedups: Sequence[bytes], over: Sequence[tuple[str, str]] = ()) -> list[Alert]:
+    """The latest alert of each key, and those of the collector that are not closed and whose rule and target `over` names; locked."""
+    rules, targets = [rule for rule, _ in over], [target for _, target in over]
+    rows = await connection.fetch(_CURRENT, list(set(dedups)), rules, targets)
+    return [_alert(row) for row in rows]
 
 
 def _alert(row: Record) -> Alert:
@@ -152,7 +153,8 @@ async def suppressions(connection: "Anyone", *, active: bool, scope: Scope | Non
     found = [{**row, "scope": _scope(row["scope"])} for row in rows]
     if scope is None:
         return found
-    return [one for one in found if all(_inside(place, scope) for place in one["scope"])]
+    # What reaches no place belongs to nobody but those who see every place.
+    return [one for one in found if all(_inside(place, scope) for place in one["scope"] or ALL)]
 
 
 def _scope(text: str) -> Scope:
@@ -497,8 +499,11 @@ SELECT r.cursor, r.start, (extract(epoch FROM r.since) * 1000000)::bigint AS sin
 FROM alert_reader r
 """
 _CURRENT = """
-SELECT * FROM alerts WHERE alert_id IN (SELECT max(alert_id) FROM alerts WHERE dedup = ANY ($1::bytea[]) GROUP BY dedup)
-ORDER BY alert_id FOR UPDATE
+SELECT * FROM alerts WHERE alert_id IN (
+    SELECT max(alert_id) FROM alerts WHERE dedup = ANY ($1::bytea[]) GROUP BY dedup
+    UNION SELECT alert_id FROM alerts WHERE state <> 'closed' AND agent_id = '00000000-0000-0000-0000-000000000000'
+        AND (rule, target) IN (SELECT * FROM unnest($2::text[], $3::text[]))
+) ORDER BY alert_id FOR UPDATE
 """
 _READ = """
 SELECT e.*, p.site, p.line, p.station FROM alerts e JOIN places p ON p.place_id = e.place_id

@@ -16,14 +16,13 @@ import asyncpg
 from agent.wire.batch import GENESIS, Frame, MalformedBatch
 from collector.store import keys, rollups
 from collector.store.database import Database
+from collector.store.rows import CENTRE as CENTRE  # noqa: PLC0414 - known by this name here too
 from collector.store.rows import COLUMNS, COPY_HEAD, COPY_TAIL, Rows, rows_of
 from collector.store.tally import Tallies, merge_into
 
 if TYPE_CHECKING:
     from collector.store.database import Connection
 
-CENTRE = UUID(int=0)
-"""The agent under which the centre stores events of its own."""
 CHUNK_EVENTS_MAX = 4_096
 """So many events are decoded at once: bounds memory, and lets the next ones be decoded while these are copied."""
 
@@ -127,7 +126,9 @@ class Transaction:
         return found
 
     async def place(self, key: keys.Key) -> int:
-        """Number of the place that a key puts its agent at."""
+        """Return the number of the place of a key's agent: the one that the key names, else where the agent stands already."""
+        if not (key.site or key.line or key.station):
+            return await self.place_of(self._agent_id)
         return await keys.place_of(self._connection, key)
 
     async def place_of(self, agent_id: UUID) -> int:

@@ -160,7 +160,7 @@ async def enrol(connection: "Anyone", *, prefix: str, secret: str, proof: Proof)
         state = "was revoked" if token.revoked is not None else "has expired"
         raise Refused("token", f"token {prefix} {state}. Make a new one: linewarden-collector token create")
     await _admissible(connection, token, proof)
-    place_id = await keys.place_named(connection, token.site, token.line, token.station)
+    place_id = await keys.place_named(connection, *await _place(connection, token, proof.agent_id))
     await connection.execute(
         "UPDATE enrolment_tokens SET used = now(), used_agent = $2, used_key = $3 WHERE token_id = $1 AND used IS NULL",
         token.token_id, proof.agent_id, proof.key_id,
@@ -175,10 +175,31 @@ async def enrol(connection: "Anyone", *, prefix: str, secret: str, proof: Proof)
     return await _known(connection, proof.key_id), await links(connection, token.token_id), True
 
 
+async def _place(connection: "Anyone", token: Token, agent_id: UUID) -> tuple[str, str, str]:
+    """Return where an agent stands once a token has enrolled it: a known agent keeps its place unless the token names another."""
+    row = await connection.fetchrow(_STANDS, agent_id)
+    return place_after((token.site, token.line, token.station), tuple(row) if row is not None else ("", "", ""))
+
+
+def place_after(named: tuple[str, str, str], present: tuple[str, str, str]) -> tuple[str, str, str]:
+    """Return the place that follows from what a token names and where the agent stands.
+
+    A token that names nothing, or a place that holds the present one, moves nobody. Otherwise the levels above the highest named one
+    stay (a new station is one of the same line), and those that are not named below it are empty (a new line has other stations).
+    """
+    if all(not new or new == old for new, old in zip(named, present, strict=True)):
+        return present
+    highest = next(level for level, new in enumerate(named) if new)
+    site, line, station = (*present[:highest], *named[highest:])
+    return site, line, station
+
+
 async def _admissible(connection: "Anyone", token: Token, proof: Proof) -> None:
     """Raises Refused where a token that is good may not let in this key for this agent."""
     if token.agent_id is not None and token.agent_id != proof.agent_id:
-        raise Refused("agent", f"token {token.prefix} is for agent {token.agent_id}, and this is {proof.agent_id}")
+        raise Refused(
+            "token_agent", f"token {token.prefix} is for agent {token.agent_id}, and this is {proof.agent_id}"
+        )
     if await connection.fetchval("SELECT EXISTS (SELECT FROM agent_keys WHERE key_id = $1)", proof.key_id):
         raise Refused("key_known", f"key {proof.key_id} was enrolled before. Enrol with a new one: --new-key")
     if token.agent_id is None and await connection.fetchval(_IS_KNOWN, proof.agent_id):
@@ -297,6 +318,7 @@ _IS_KNOWN = """
 SELECT EXISTS (SELECT FROM agent_keys WHERE agent_id = $1) OR EXISTS (SELECT FROM batch_heads WHERE agent_id = $1)
     OR EXISTS (SELECT FROM agents WHERE agent_id = $1)
 """
+_STANDS = "SELECT p.site, p.line, p.station FROM agents a JOIN places p USING (place_id) WHERE a.agent_id = $1"
 # The streams of whoever stood at this place before, and of the agent itself where it is enrolled again. A place without a station is none.
 _LINK = """
 INSERT INTO agent_links (agent_id, earlier_agent, buffer_id, lane, batch_no, hash, token_id)

@@ -9,7 +9,10 @@ PostgreSQL cannot hold everything that an event can say. No event is refused for
 * JSON that jsonb refuses (NUL escapes, numbers beyond numeric, nesting beyond its stack, bytes that are no UTF-8) goes to `data_text` as it
   came.
 
-To look at every event for the last two costs more than it is worth, so the fast way lets PostgreSQL find out: the whole transaction
+* A type that only the collector may state (`COLLECTOR_TYPES`), in a frame of anybody else, is stored under `claimed.`: no rule, count or
+  reader can take it for the real one. To refuse the batch would stop the agent's whole stream for it, and lose what stands beside it.
+
+To look at every event for the two before costs more than it is worth, so the fast way lets PostgreSQL find out: the whole transaction
 is then done again with `careful`, which looks.
 """
 
@@ -23,7 +26,7 @@ from uuid import UUID
 import msgspec
 
 from agent.wire.batch import CoreLine, Frame, decode_personal
-from agent.wire.taxonomy import lookup
+from agent.wire.taxonomy import claimed, is_collectors, lookup
 from collector.store.tally import HOUR_US, Groups, Tallies, merge_into
 
 COLUMNS = (
@@ -43,6 +46,8 @@ NUMBER_CHARS_MAX = 1_000
 EXPONENT_MAX = 1_000
 TEXT_CHARS_MAX = 1_000_000_000
 
+CENTRE = UUID(int=0)
+"""The agent under which the collector stores events of its own."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US_MIN = (datetime(1, 1, 2, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 _US_MAX = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
@@ -107,6 +112,18 @@ class _Texts(dict[str | None, bytes]):
         return field
 
 
+class _Names(dict[str, str]):
+    """The type that is stored, by the type that was sent."""
+
+    def __init__(self, *, own: bool) -> None:
+        super().__init__()
+        self._own = own
+
+    def __missing__(self, name: str) -> str:
+        stored = self[name] = claimed(name) if is_collectors(name) and not self._own else name
+        return stored
+
+
 class _Types(dict[str, bytes]):
     """The fields of a type and its category."""
 
@@ -145,16 +162,18 @@ def rows_of(
     bare: list[int] = []
     first_us, last_us = 2**63, -(2**63)
     texts, types, fixed, eight = _Texts(), _Types(), _FIXED.pack, _EIGHT.pack
+    names = _Names(own=agent_id == CENTRE)
     groups = Groups()
     for idx, (line, personal) in enumerate(frame.rows()):
         c = _cleaned(line) if careful else line
+        name = names[c.type]
         if earliest <= c.time <= latest:
             us, flags = c.time, _NULL + _NULL
-            group = groups[us // HOUR_US, c.type, c.severity, c.source, c.outcome]
+            group = groups[us // HOUR_US, name, c.severity, c.source, c.outcome]
             group.latencies.append(received_us - us)
         else:
             us, flags = received_us, eight(8, _bigint(c.time)) + _field(_why(c.time, latest))
-            group = groups[us // HOUR_US, c.type, c.severity, c.source, c.outcome]
+            group = groups[us // HOUR_US, name, c.severity, c.source, c.outcome]
             group.flagged.append(None)
         if _US_MIN < c.observed < _US_MAX:
             observed = eight(8, c.observed - _PG_EPOCH_US)
@@ -167,7 +186,7 @@ def rows_of(
             same,
             fixed(8, us - _PG_EPOCH_US, 4, idx, 2, c.severity),
             observed,
-            types[c.type],
+            types[name],
             texts[c.source],
             texts[c.src_ip],
             texts[c.target],

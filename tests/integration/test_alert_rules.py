@@ -3,8 +3,15 @@
 import asyncio
 import json
 from typing import Any
+from uuid import uuid4
 
 from agent.wire.event import Event
+from collector import own
+from collector.alert_reader import AlertReader, AlertSettings
+from collector.app import migrate_at
+from collector.rules import RulesSettings
+from collector.store import keys
+from collector.store.database import Database
 from tests.collector_process import Chain, Collector, event, now_us, poll_until, post
 from tests.integration.test_alerts import alert
 from tests.postgres import connected
@@ -139,3 +146,38 @@ def test_ten_thousand_alerts_at_two_collectors_of_which_one_is_killed_are_counte
 
         poll_until(lambda: asyncio.run(look())[0] >= 10_000, within_s=120)
         assert asyncio.run(look()) == (10_000, 10_000, 10_000)
+
+
+async def test_the_same_of_another_place_is_another_alert_and_is_over_wherever_the_agent_stands_then(dsn: str) -> None:
+    await migrate_at(dsn)
+    database = Database(dsn, pool_size=2, synchronous_commit="on")
+    await database.open()
+    reader = AlertReader(database, AlertSettings(), RulesSettings(), [])
+    agent = uuid4()
+
+    async def raised(site: str, **data: Any) -> None:
+        async with database.connection() as store:
+            place = await keys.place_named(store, site, "", "")
+            await store.execute(
+                "INSERT INTO agents (agent_id, place_id, first_seen, last_seen) VALUES ($1, $2, now(), now()) "
+                "ON CONFLICT (agent_id) DO UPDATE SET place_id = $2",
+                agent, place,
+            )  # fmt: skip
+        about = {"rule": "silent", "key": {"on": str(agent)}, **data}
+        await own.tell(database, [event("x", type="alert.agent.silent", target=str(agent), data=about)], about=agent)
+        while await reader.step():
+            pass
+
+    async def states() -> list[tuple[str, str]]:
+        async with database.connection() as store:
+            sql = "SELECT site, state FROM alerts JOIN places USING (place_id) WHERE target = $1 ORDER BY alert_id"
+            return [tuple(row) for row in await store.fetch(sql, str(agent))]
+
+    try:
+        await raised("north")
+        await raised("south")
+        assert await states() == [("north", "open"), ("south", "open")]
+        await raised("south", cleared=True)
+        assert await states() == [("north", "closed"), ("south", "closed")]
+    finally:
+        await database.close()

@@ -350,3 +350,22 @@ def test_what_was_done_is_in_the_audit_log_and_the_history_only_grows(plants: Pl
         return ""
 
     assert "only grows" in asyncio.run(tamper())
+
+
+def test_nobody_states_a_fork_of_another_agent_but_the_collector(plants: Plants) -> None:
+    victim, forger = plants("victims"), plants("forgers")
+    victim.send(event("first"))
+    forged = event("forked", type="security.chain.forked", severity=5, target=victim.chain.agent)
+    forger.send(forged, alert(type="alert.chain.forked", target=victim.chain.agent, data={"rule": "chain"}))
+    told = forger.counted(2, type="alert.agent.claimed")
+    assert [(one["target"], one["site"]) for one in told] == [(forger.chain.agent, "forgers")]
+    stored = forger.viewer.get("/v1/events", params={"agent": forger.chain.agent}).json()["events"]
+    assert {one["type"] for one in stored} == {"claimed.security.chain.forked", "claimed.alert.chain.forked"}
+    assert victim.alerts() == []
+    assert forger.alerts(type="alert.chain.*") == []
+    # The true one: the collector sees it, at the agent's own place, and nobody of the other site can close it.
+    twin = Chain(victim.chain.agent, buffer=victim.chain.buffer, lane=victim.chain.lane)
+    assert post(victim.sender, twin.batch("another first")).status_code == 409
+    true = victim.one(type="alert.chain.forked")
+    assert (true["target"], true["site"]) == (victim.chain.agent, "victims")
+    assert forger.act(true, "close", reason="other").status_code == 404

@@ -582,7 +582,30 @@ def test_what_is_told_of_refused_enrolments_reaches_the_soc(tmp_path: Path, stri
     assert other.enroll(token).returncode == 1
     with strict.client(strict.key("viewer")) as client:
         found = poll_until(lambda: events_of(client, type="security.enrolment.refused", target=other.id) or None)
-    assert found[0]["data"]["reason"] == "token_used"
+        assert found[0]["data"]["reason"] == "token_used"
+        # The same key once more, by a token that would let in another.
+        assert other.enroll(token_of(strict)).returncode == 0
+        assert ask_again(strict, other, token_of(strict, "--agent", other.id)).json()["code"] == "key_known"
+
+        def reasons() -> set[str]:
+            found = events_of(client, type="security.enrolment.refused", target=other.id)
+            return {one["data"]["reason"] for one in found}
+
+        poll_until(lambda: "key_known" in reasons(), why="a refused enrolment with a known key does not reach the SOC")
+
+
+def ask_again(collector: Collector, station: Station, token: str) -> httpx.Response:
+    """Ask to be enrolled with the key that the station has already."""
+    word, key = read_token(token), station.keyring.current()
+    assert key is not None
+    sent, secret = now_us(), hashlib.sha256(word.secret.encode()).hexdigest()
+    text = enrolment_text(agent=station.id, public_key=key.public, token=secret, url=collector.url, sent_us=sent)
+    body = {
+        "token": f"{word.prefix}.{word.secret}", "agent_id": station.id, "public_key": key.public.hex(), "url": collector.url,
+        "sent_us": sent, "signature": key.sign(text).hex(),
+    }  # fmt: skip
+    with collector.client() as client:
+        return client.post("/v1/enroll", json=body)
 
 
 def test_verify_holds_what_enrolled_agents_sent_over_changes_of_key_revocation_and_a_new_machine(
