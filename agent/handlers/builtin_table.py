@@ -47,7 +47,8 @@ _SIGN_INS = {
         "One password, tried on many accounts, stays below every limit that counts by account. Unknown names count too, since a server"
         " that takes keys alone refuses them without a failed password.",
         "Raise at_least where many people sign in through one terminal server, or name its address in where.",
-        where="type == 'authentication.failure' or (type == 'authentication' and data.user_known == false)", by=["src_ip"], distinct="actor", at_least=6, within_s=300, cool_down_s=HOUR_S,
+        where="type == 'authentication.failure' or (type == 'authentication' and data.user_known == false)",
+        by=["src_ip"], distinct="actor", at_least=6, within_s=300, cool_down_s=HOUR_S,
     ),
     "brute_force_succeeded": _rule(
         "sequence", "authentication.broken_in", "critical", "T0859",
