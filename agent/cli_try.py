@@ -16,7 +16,7 @@ from agent.config import DEFAULT_FILE, Settings
 from agent.handlers.base import number as plain
 from agent.handlers.base import said
 from agent.handlers.engine import Engine, HandlerStats
-from agent.parsers.base import Context, Parser
+from agent.parsers.base import Context, Lines, Parser
 from agent.trial import Near, Trial, explain, is_recorded, nearest, play
 from agent.wire.event import Event
 
@@ -63,7 +63,7 @@ def _parser(options: argparse.Namespace, settings: Settings | None) -> Parser:
 
     if options.parser:
         try:
-            return parser_of(options.parser, {}, Context(options.file.stem))
+            return parser_of(options.parser, {}, Context(options.file.stem, lines=Lines(shown=True)))
         except ValueError as error:
             raise Failed(f"--{error}") from None
     logs: dict[str, LogConfig] = {
@@ -75,10 +75,10 @@ def _parser(options: argparse.Namespace, settings: Settings | None) -> Parser:
     reading = [name for name, each in logs.items() if any(fnmatch(path, pattern) for pattern in each.paths)]
     names = reading or list(logs)
     if not names:
-        return parser_of("auth", {}, Context("auth"))
+        return parser_of("auth", {}, Context("auth", lines=Lines(shown=True)))
     if len({logs[name].parser for name in names}) > 1:
         raise Failed(f"several sources could read {options.file} ({', '.join(names)}). Say how with --parser.")
-    return logs[names[0]].make_parser(names[0])
+    return logs[names[0]].make_parser(names[0], Lines(shown=True))
 
 
 class _Bar:

@@ -11,7 +11,7 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -20,6 +20,7 @@ import msgspec
 
 from agent.buffer import Buffer
 from agent.component import ConfigError, Cursor, NotConnected, Report, Source, State, now_us
+from agent.parsers.base import hide_lines
 from agent.wire.event import Event
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ class Engine(Protocol):
         """What each handler counts, by name."""
         ...
 
+    @property
+    def reads_lines(self) -> bool:
+        """Whether a handler searches original lines."""
+        ...
+
 
 class Actions(Protocol):
     """What the pipeline asks of local actions; agent.handlers.actions.Actions is it."""
@@ -83,6 +89,8 @@ KIND, AT = "kind", "at"
 
 class NoHandlers:
     """An engine without handlers."""
+
+    reads_lines = False
 
     def handle(self, events: Sequence[Event], now_us: int) -> list[Event]:
         """No alerts."""
@@ -131,6 +139,10 @@ class Pipeline:
         self._open.set()
         """Closed while the engine is exchanged."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._show: dict[str, Callable[..., None]] = {}
+        """By source, what switches whether its events carry their line for the handlers."""
+        self._lines_shown = False
+        """Whether any event may carry a line that must not be stored; stays true, since events are on their way at a switch."""
 
     async def tick(self) -> None:
         """Let time pass for the handlers, about once a second: absence and dwell need it."""
@@ -150,17 +162,29 @@ class Pipeline:
             await self._buffer.append(())
             engine.restore(await self._buffer.states())
             self.engine = engine
+            for show in self._show.values():
+                self._show_lines(show)
         finally:
             self._open.set()
 
     def start(self, name: str, kind: str, source: Source, report: Report) -> None:
         """Begin to run a source, by its configured name."""
         state = self.sources[name] = SourceState(name, kind, report)
+        show = getattr(source, "show_lines", None)
+        if show is not None:
+            self._show[name] = show
+            self._show_lines(show)
         self._tasks[name] = asyncio.create_task(self._run(source, state), name=f"source {name}")
+
+    def _show_lines(self, show: Callable[..., None]) -> None:
+        wanted = self.engine.reads_lines
+        self._lines_shown |= wanted
+        show(wanted=wanted)
 
     async def stop(self, name: str) -> None:
         """End a source; what it yielded is stored. One that does not end within STOP_S_MAX is left behind."""
         task = self._tasks.pop(name)
+        self._show.pop(name, None)
         deadline = asyncio.get_running_loop().time() + STOP_S_MAX
         # Asked again now and then: a library on the way may have swallowed the cancellation.
         while not task.done() and asyncio.get_running_loop().time() < deadline:
@@ -181,6 +205,8 @@ class Pipeline:
         if not self._open.is_set():
             await self._open.wait()
         alerts = self.engine.handle(events, now_us()) if events else []
+        if self._lines_shown:
+            hide_lines(events)
         changes = self.engine.changes()
         await self._append([*events, *alerts] if alerts else events, alerts, changes, source, cursor)
 

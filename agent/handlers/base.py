@@ -565,6 +565,10 @@ class Keyed(Generic[G]):
         """What an event of this type has in its data if the handler wants to see it; empty: perhaps nothing."""
         return self.where.needs(type_)
 
+    def reads_lines(self) -> bool:
+        """Whether the handler searches the original line of an event."""
+        return self.where.reads("raw", "line") or not {"raw", "line"}.isdisjoint(self.common.by)
+
     def handle(self, events: Sequence[Event], now_us: int) -> list[Event]:
         """See component.Handler."""
         alerts: list[Event] = []

@@ -127,6 +127,11 @@ class Engine:
         return cls(build_handlers(handlers))
 
     @property
+    def reads_lines(self) -> bool:
+        """Whether a handler searches original lines, so that parsers have to show them."""
+        return any(slot.handler.reads_lines() for slot in self._slots if hasattr(slot.handler, "reads_lines"))
+
+    @property
     def handlers(self) -> dict[str, Any]:
         """The handlers by name."""
         return {slot.name: slot.handler for slot in self._slots}

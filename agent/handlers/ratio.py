@@ -110,6 +110,10 @@ class RatioHandler(Episodic[Share]):
             return time_us // self._part_us
         return self._shifts.number(time_us) if self._shifts else 0
 
+    def reads_lines(self) -> bool:
+        """See Keyed."""
+        return super().reads_lines() or self._bad.reads("raw", "line")
+
     def see(self, event: Event, key: Key, now_us: int, alerts: list[Event]) -> None:
         number = self._number(event.time)
         share = self.table.get(key)

@@ -1,8 +1,7 @@
-"""Reads Sigma rules through pySigma and translates them into handlers of ours. Imported only where a configuration is judged.
+"""Read Sigma rules through pySigma and translate them into handlers. Imported only where a configuration is judged.
 
-A rule either keeps its meaning or is refused; the meaning is that of the specification: values are compared without regard to case
-(but for `cased` and `re`), `*` and `?` are wildcards, a value of null or `exists: false` holds where the field is not there, keywords are
-looked for in the message and in the original line. A field that is not there matches nothing, so that `not` holds of it.
+A rule keeps its meaning or is refused by name; sigma_backend holds the meaning of conditions, and sigma_witness proves that an event of
+ours can make each of them fire.
 """
 
 import re
@@ -12,13 +11,6 @@ from typing import Any
 
 import msgspec
 from sigma.collection import SigmaCollection
-from sigma.conditions import (
-    ConditionAND,
-    ConditionFieldEqualsValueExpression,
-    ConditionNOT,
-    ConditionOR,
-    ConditionValueExpression,
-)
 from sigma.correlations import (
     SigmaCorrelationCondition,
     SigmaCorrelationConditionOperator,
@@ -27,50 +19,17 @@ from sigma.correlations import (
 )
 from sigma.exceptions import SigmaError, SigmaRuleLocation
 from sigma.rule import SigmaRule
-from sigma.types import (
-    CompareOperators,
-    SigmaBool,
-    SigmaCasedString,
-    SigmaCIDRExpression,
-    SigmaCompareExpression,
-    SigmaExists,
-    SigmaExpansion,
-    SigmaFieldReference,
-    SigmaNull,
-    SigmaNumber,
-    SigmaRegularExpression,
-    SigmaString,
-    SigmaTimestampPart,
-    SpecialChars,
-)
 from yaml import YAMLError
 
-from agent.handlers import where
 from agent.handlers.builtin import config_of
 from agent.handlers.sigma import Compiled, ConfigSigma, Refusal
-from agent.handlers.sigma_words import FIELDS, LOGSOURCES
-from agent.wire.taxonomy import TAXONOMY
+from agent.handlers.sigma_backend import Unsupported, WhereBackend, field_name, joined, pipeline
+from agent.handlers.sigma_witness import witness
 
 FILES_MAX = 5_000
 FILE_BYTES_MAX = 1_048_576
 _ENDINGS = (".yml", ".yaml")
-_OPERATORS = {
-    CompareOperators.LT: "<",
-    CompareOperators.LTE: "<=",
-    CompareOperators.GT: ">",
-    CompareOperators.GTE: ">=",
-    CompareOperators.NEQ: "!=",
-}
 _TECHNIQUE = re.compile(r"t\d{4}(\.\d{3})?")
-
-
-class Unsupported(Exception):
-    """What cannot be said in our language, and what to do about it."""
-
-    def __init__(self, text: str, remedy: str) -> None:
-        super().__init__(text)
-        self.text = text
-        self.remedy = remedy
 
 
 def read(config: ConfigSigma) -> tuple[list[Compiled], list[Refusal], list[Refusal]]:
@@ -161,6 +120,7 @@ class _Translation:
     def __init__(self, config: ConfigSigma, rule: SigmaRule | SigmaCorrelationRule) -> None:
         self._config = config
         self._rule = rule
+        self._backend = WhereBackend(pipeline(config.fields, config.logsources))
 
     def handler(self) -> Compiled:
         """The rule as a handler. Raises Unsupported."""
@@ -206,99 +166,27 @@ class _Translation:
     # ── plain rules ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _plain(self, rule: SigmaRule) -> tuple[str, dict[str, Any]]:
-        return "count", {"where": self.where(rule), "by": list(self._config.by), "at_least": 1, "within_s": 60}
+        return "count", {"where": self._proven(rule), "by": list(self._config.by), "at_least": 1, "within_s": 60}
 
     def where(self, rule: SigmaRule) -> str:
-        """The events that a plain rule matches, in the language of `where`."""
-        conditions = _joined("or", [self._node(each.parsed) for each in rule.detection.parsed_condition])
-        text = _joined("and", [self._logsource(rule), conditions])
+        """Return the events that a plain rule matches, in the language of `where`. Raises Unsupported."""
         try:
-            where.parse(text)
-        except where.WhereError as error:
-            raise Unsupported(f"{error.text}", "Write the rule without it, or take it out.") from None
+            found = self._backend.convert_rule(rule)
+        except NotImplementedError as error:
+            raise Unsupported(str(error), "Write the rule without it, or take it out.") from None
+        return joined("or", found or rule.get_conversion_result())
+
+    def _proven(self, rule: SigmaRule) -> str:
+        """Return `where` of a rule that an event of an agent can match. Raises Unsupported."""
+        text = self.where(rule)
+        if witness(text) is None:
+            remedy = "Compare the values with what linewarden-agent parse prints for such a line, or take the rule out."
+            raise Unsupported("no event of an agent can match it", remedy)
         return text
 
-    def _logsource(self, rule: SigmaRule) -> str:
-        source = rule.logsource
-        parts = (source.product, source.category, source.service)
-        name = "/".join(part or "-" for part in parts)
-        ours = self._config.logsources.get(name) or LOGSOURCES.get(name)
-        if ours is not None:
-            return f"({ours})" if ours else ""
-        if source.product == "linewarden":
-            return self._own_logsource(source.category, source.service)
-        raise Unsupported(
-            f"there is no log source {name}",
-            f'Say which events it means: logsources = {{ "{name}" = "category == …" }}.',
-        )
-
-    @staticmethod
-    def _own_logsource(category: str | None, service: str | None) -> str:
-        if category is not None and not any(row.category == category for row in TAXONOMY.values()):
-            raise Unsupported(
-                f"there is no category {category!r} of events", "Write one of ours, as authentication or equipment."
-            )
-        found = [f"category == {quoted(category)}"] if category else []
-        return _joined("and", found + ([f"source == {quoted(service)}"] if service else []))
-
-    def _node(self, node: Any) -> str:
-        if isinstance(node, ConditionAND | ConditionOR):
-            return _joined(
-                "and" if isinstance(node, ConditionAND) else "or", [self._node(each) for each in _flat(node)]
-            )
-        if isinstance(node, ConditionNOT):
-            return f"not ({self._node(node.args[0])})"
-        if isinstance(node, ConditionFieldEqualsValueExpression):
-            return self._test(self.field(node.field), node.value)
-        if isinstance(node, ConditionValueExpression):
-            return _joined("or", [self._test(name, _anywhere(node.value)) for name in ("message", "raw")])
-        raise Unsupported(f"a condition of the kind {type(node).__name__}", "Write the condition without it.")
-
     def field(self, name: str) -> str:
-        """What a field of Sigma is called here."""
-        ours = self._config.fields.get(name) or FIELDS.get(name.lower().replace("-", "_"))
-        if ours is None:
-            try:
-                where.field(name)
-            except ValueError:
-                remedy = f'Say what it is called here: fields = {{ {name} = "data.…" }}, or write data.… in the rule.'
-                raise Unsupported(f"there is no field {name!r}", remedy) from None
-            ours = name
-        return ours
-
-    def _test(self, name: str, value: Any) -> str:  # noqa: C901, PLR0911  (one line for each type of value)
-        if isinstance(value, SigmaExpansion):
-            return _joined("or", [self._test(name, each) for each in value.values])
-        if isinstance(value, SigmaString):
-            return _text_test(name, value)
-        if isinstance(value, SigmaTimestampPart):
-            raise Unsupported("parts of a timestamp are not compared", "Use a schedule handler.")
-        if isinstance(value, SigmaNumber):
-            return f"{name} in [{value.number!r}, {quoted(str(value.number))}]"
-        if isinstance(value, SigmaBool):
-            return f"{name} == {'true' if value.boolean else 'false'}"
-        if isinstance(value, SigmaNull):
-            return f"{name} == null"
-        if isinstance(value, SigmaExists):
-            return f"{name} {'!=' if value.exists else '=='} null"
-        if isinstance(value, SigmaCompareExpression):
-            return f"{name} {_OPERATORS[value.op]} {value.number.number!r}"
-        if isinstance(value, SigmaCIDRExpression):
-            return f"{name} in cidr({quoted(str(value.network))})"
-        if isinstance(value, SigmaRegularExpression):
-            flags = "".join(sorted(SigmaRegularExpression.sigma_to_re_flag[flag] for flag in value.flags))
-            return f"{name} matches {quoted((f'(?{flags})' if flags else '') + str(value.regexp))}"
-        if isinstance(value, SigmaFieldReference):
-            return self._reference(name, value)
-        raise Unsupported(f"a value of the kind {type(value).__name__}", "Write the value out.")
-
-    def _reference(self, name: str, value: SigmaFieldReference) -> str:
-        other = self.field(value.field)
-        if value.starts_with or value.ends_with:
-            return f"lower({name}) {'startswith' if value.starts_with else 'endswith'} lower({other})"
-        return (
-            f"(({name} == {other} and {name} != null) or (lower({name}) == lower({other}) and lower({name}) != null))"
-        )
+        """Return our name of a Sigma field. Raises Unsupported."""
+        return field_name(name, self._config.fields)
 
     # ── correlations ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -327,7 +215,7 @@ class _Translation:
             raise Unsupported(
                 "a count below or above the number of its rules", f"Write gte: {len(plain)}, or leave it out."
             )
-        steps = [{"where": self.where(each), "by": key} for each, key in zip(plain, keys, strict=True)]
+        steps = [{"where": self._proven(each), "by": key} for each, key in zip(plain, keys, strict=True)]
         kind = "sequence" if rule.type is SigmaCorrelationType.TEMPORAL_ORDERED else "together"
         return kind, within | {"by": keys[0], "steps": steps}
 
@@ -342,7 +230,7 @@ class _Translation:
             remedy = "Count each of the rules by itself, or map both fields to one with fields."
             raise Unsupported("counts by fields that differ from rule to rule", remedy)
         found = {
-            "where": _joined("or", [self.where(each) for each in plain]),
+            "where": joined("or", [self._proven(each) for each in plain]),
             "by": keys[0],
             "at_least": _at_least(condition),
         }
@@ -372,63 +260,3 @@ def _at_least(condition: SigmaCorrelationCondition) -> int:
         f"the condition {operator.name.lower()}: {count}, which is known only when the window is over",
         "Write gte or gt with a whole number from 1 on; for what is missing use an absence handler.",
     )
-
-
-def _flat(node: Any) -> Iterator[Any]:
-    """The parts of a conjunction or disjunction, those of its own kind inside it taken out, so that long lists do not nest."""
-    for each in node.args:
-        if type(each) is type(node):
-            yield from _flat(each)
-        else:
-            yield each
-
-
-def _joined(word: str, texts: list[str]) -> str:
-    parts = [text for text in texts if text]
-    return parts[0] if len(parts) == 1 else f" {word} ".join(f"({part})" for part in parts)
-
-
-def quoted(text: str) -> str:
-    """A text as the language of `where` writes it."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _anywhere(value: Any) -> Any:
-    """A keyword may stand anywhere in the line."""
-    if isinstance(value, SigmaNumber) and not isinstance(value, SigmaTimestampPart):
-        value = SigmaString(str(value.number))
-    if not isinstance(value, SigmaString):
-        return value
-    return SpecialChars.WILDCARD_MULTI + value + SpecialChars.WILDCARD_MULTI
-
-
-def _text_test(name: str, value: SigmaString) -> str:
-    parts: list[Any] = []
-    for part in value.s:
-        if part is SpecialChars.WILDCARD_MULTI and parts and parts[-1] is part:
-            continue
-        if not isinstance(part, str | SpecialChars):
-            raise Unsupported(f"the placeholder %{part.name}%", "Write the values into the rule.")
-        parts.append(part)
-    cased = isinstance(value, SigmaCasedString)
-    subject = name if cased else f"lower({name})"
-    many = SpecialChars.WILDCARD_MULTI
-    texts = [part for part in parts if isinstance(part, str)]
-    text = "".join(texts) if cased else "".join(texts).lower()
-    if parts == [many]:
-        return f"{name} != null"
-    if len(texts) == len(parts):
-        return (
-            f"{name} in [{quoted(text)}, {text}]"
-            if re.fullmatch(r"0|[1-9]\d{0,14}", text)
-            else f"{subject} == {quoted(text)}"
-        )
-    if len(texts) == 1 and all(part is many for part in parts if not isinstance(part, str)):
-        word = "contains" if len(parts) == 3 else "endswith" if parts[0] is many else "startswith"  # noqa: PLR2004
-        return f"{subject} {word} {quoted(text)}"
-    pattern = "".join(
-        ".*" if part is many else "." if isinstance(part, SpecialChars) else re.escape(part) for part in parts
-    )
-    flags = "s" if cased else "is"
-    return f"{name} matches {quoted(f'(?{flags})^{pattern}$')}"

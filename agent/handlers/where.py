@@ -16,16 +16,16 @@ What holds:
     operand    := literal | field | lower(operand) | length(operand)
     literal    := "text" | 'text' | number | true | false | null | informational | low | medium | high | critical | fatal
     field      := time | observed | type | category | source | severity | src_ip | target | outcome | message
-                | correlation_id | actor | raw | data.name | data.name.name | data["any name"]
+                | correlation_id | actor | raw | line | data.name | data.name.name | data.name.0 | data["any name"]
 
-A field that is not there, or a step into something that is no object, is null. null equals null and nothing else; `<`, `<=`, `>`,
-`>=`, contains, startswith, endswith, matches and in-a-network are false for null and for values of another kind; `!=` and `not in`
-are the exact opposites of `==` and `in`. true and false are no numbers; arrays and objects equal nothing. A bare operand is true only
-if it is the value true.
+`line` is the original line, also where it is not stored, else the message. A field that is not there, or a step into something that is no
+object, is null. null equals null and nothing else; `<`, `<=`, `>`, `>=`, contains, startswith, endswith, matches and in-a-network are
+false for null and for values of another kind; `!=` and `not in` are the exact opposites of `==` and `in`. true and false are no numbers;
+arrays and objects equal nothing. A bare operand is true only if it is the value true.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -40,6 +40,7 @@ EXPRESSION_CHARS_MAX = 10_000
 DEPTH_MAX = 64
 """Brackets and `not` nest at most this deep; deeper is refused at parsing."""
 NUMBER_CHARS_MAX = 40
+INDEX_DIGITS_MAX = 6
 TYPES_DECIDED_MAX = 4_096
 """Decisions by type are remembered for so many types, then begun anew: types may be invented by whoever sends events."""
 
@@ -389,10 +390,10 @@ def path_problem(path: tuple[str, ...]) -> str | None:
     """Why there can be no such field, or None."""
     if path[0] == "data":
         return "data is an object: name a key in it, as in data.port" if len(path) == 1 else None
-    if len(path) == 1 and (path[0] in ATTRIBUTES or path[0] == "category"):
+    if len(path) == 1 and (path[0] in ATTRIBUTES or path[0] in _COMPUTED):
         return None
     name = ".".join(path)
-    near = get_close_matches(name, [*ATTRIBUTES, "category"], 1)
+    near = get_close_matches(name, [*ATTRIBUTES, *_COMPUTED], 1)
     hint = f"did you mean {near[0]}?" if near else f"a key inside data is written data.{name}"
     return f"an event has no field {name!r} ({hint})"
 
@@ -423,7 +424,7 @@ def regex(pattern: str) -> Callable[[str], bool]:
 def getter(path: tuple[str, ...]) -> Get:
     """What reads a field."""
     if path[0] != "data":
-        return _category if path[0] == "category" else attrgetter(path[0])
+        return _COMPUTED.get(path[0]) or attrgetter(path[0])
     if len(path) == 2:  # noqa: PLR2004  (data.name: nearly all of them)
         name = path[1]
         return lambda event: event.data.get(name)
@@ -432,9 +433,12 @@ def getter(path: tuple[str, ...]) -> Get:
     def inside(event: Event) -> Any:
         value: Any = event.data
         for name in names:
-            if not isinstance(value, dict):
+            if isinstance(value, dict):
+                value = value.get(name)
+            elif isinstance(value, list) and name.isdecimal() and len(name) < INDEX_DIGITS_MAX:
+                value = value[int(name)] if int(name) < len(value) else None
+            else:
                 return None
-            value = value.get(name)
         return value
 
     return inside
@@ -451,6 +455,19 @@ def field(name: str) -> Get:
 
 def _category(event: Event) -> str:
     return lookup(event.type).category
+
+
+def _raw(event: Event) -> str | None:
+    raw = event.raw
+    return raw if raw is None or type(raw) is str else str(raw)
+
+
+def _line(event: Event) -> str | None:
+    raw = event.raw
+    return event.message if raw is None else str(raw)
+
+
+_COMPUTED: dict[str, Get] = {"category": _category, "raw": _raw, "line": _line}
 
 
 def _read(operand: Operand) -> Get:
@@ -693,6 +710,23 @@ def _need(operand: Operand, values: frozenset[str] | None) -> Needs:
     return {operand.path[1]: values if len(operand.path) == 2 else None}  # noqa: PLR2004  (data.name)
 
 
+def paths(node: Node | Operand | Networks) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every field that the node reads."""
+    match node:
+        case Field():
+            yield node.path
+        case Call() | Truth():
+            yield from paths(node.operand)
+        case Compare():
+            yield from paths(node.left)
+            yield from paths(node.right)
+        case Not():
+            yield from paths(node.part)
+        case All() | AnyOf():
+            for part in node.parts:
+                yield from paths(part)
+
+
 class Where:
     """A parsed expression. `tests` maps the types met so far to their closures; `learn` adds one.
 
@@ -721,6 +755,10 @@ class Where:
     def needs(self, type_: str) -> Needs:
         """What an event of this type has in its data if it matches; empty where nothing is known of that."""
         return needs(decide(self.node, type_))
+
+    def reads(self, *names: str) -> bool:
+        """Whether the expression reads one of these fields (no keys inside data)."""
+        return not {(name,) for name in names}.isdisjoint(paths(self.node))
 
     def __call__(self, event: Event) -> bool:
         return (self.tests.get(event.type) or self.learn(event.type))(event)

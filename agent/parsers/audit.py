@@ -18,6 +18,7 @@ from agent.wire.taxonomy import default_severity
 
 HELD_LINES_MAX = 500
 """After so many lines an event counts as whole."""
+ARGUMENTS_MAX = 32
 RECORDS_KEPT_MAX = 32
 """Records of one event of which the fields are read; of what comes after only the number is kept."""
 
@@ -132,7 +133,7 @@ class AuditParser:
 
     def __init__(self, config: AuditConfig, context: Context) -> None:  # noqa: ARG002  # nothing to configure
         self._source = context.source
-        self._keep_raw = context.keep_raw
+        self._raw = context.raw
 
     def parse(
         self,
@@ -206,7 +207,7 @@ class AuditParser:
     def _event(self, joined: _Joined, observed_us: int) -> Event:
         kind = next((k for k in _BY_WEIGHT if k in joined.kinds), joined.kinds[0])
         known = _TYPES.get(kind)
-        data: dict[str, Any] = {"record": kind}
+        data: dict[str, Any] = {"record": kind, "record_types": list(dict.fromkeys(joined.kinds[:RECORDS_KEPT_MAX]))}
         if joined.host:
             data["host"] = joined.host
         if len(joined.kinds) > 1:
@@ -258,6 +259,8 @@ class AuditParser:
         command = " ".join(words) or fields.get("cmd") or (fields.get("proctitle", "").replace("\0", " ") or None)
         if command:
             data["command"] = command
+        if words:
+            data["args"] = words[:ARGUMENTS_MAX]
         if "auid" in data:
             data["actor_uid"] = data.pop("auid")
         actor = fields.get("acct") or fields.get("AUID") or fields.get("id") or None
@@ -274,7 +277,7 @@ class AuditParser:
             message,
             f"audit/{joined.host or ''}/{data['ses']}" if "ses" in data else None,
             None if actor in {"?", "(unknown)", *_NOBODY} else actor,
-            raw if self._keep_raw else None,
+            self._raw(raw),
             data,
         )
 

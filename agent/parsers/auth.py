@@ -34,7 +34,7 @@ class AuthParser:
 
     def __init__(self, config: AuthConfig, context: Context) -> None:  # noqa: ARG002  # the seam has it; there is nothing to configure
         self._source = context.source
-        self._keep_raw = context.keep_raw
+        self._context = context
         self._clock = Clock(context.zone)
         self._said = Said(context)
 
@@ -47,7 +47,8 @@ class AuthParser:
         memory: Memory,  # noqa: ARG002  # a line stands alone: nothing to remember,
         final: bool = False,  # noqa: ARG002  # and nothing to wait for
     ) -> tuple[list[Event], int]:
-        known, source, keep_raw = self._clock.seen(reference_us).get, self._source, self._keep_raw
+        known, source, context = self._clock.seen(reference_us).get, self._source, self._context
+        keep_raw = context.keep_raw or context.lines.shown
         refused, one = _REFUSED.match, self._one
         events: list[Event] = []
         append = events.append
@@ -82,7 +83,7 @@ class AuthParser:
                     SIGN_IN_REFUSED,
                     f"{host}/sshd/{pid}",
                     user,
-                    line if keep_raw else None,
+                    context.raw(line) if keep_raw else None,
                     data,
                 )
             )

@@ -6,8 +6,8 @@ that nobody is named in it, so the line travels as personal data, and `message` 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from ipaddress import ip_address
@@ -27,6 +27,28 @@ Memory = dict[str, Any]
 """What a parser must remember of one stream of lines (the header of a CSV file). JSON; it is stored with the source's cursor."""
 
 
+class Line(str):
+    """A line that handlers search and that is not stored: before the commit `kept` replaces it in `raw`."""
+
+    __slots__ = ("kept",)
+    kept: str | None
+
+
+def hide_lines(events: Iterable[Event]) -> None:
+    """Replace each `Line` in `raw` by what is stored instead."""
+    for event in events:
+        raw = event.raw
+        if type(raw) is Line:
+            event.raw = raw.kept
+
+
+@dataclass(slots=True)
+class Lines:
+    """Whether handlers search the lines of a source, as keyword rules do. Switched while the source runs."""
+
+    shown: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a parser is told of where it works. `zone` is for times that name none; None is the computer's own."""
@@ -34,6 +56,17 @@ class Context:
     source: str = ""
     keep_raw: bool = False
     zone: tzinfo | None = None
+    lines: Lines = field(default_factory=Lines, compare=False)
+
+    def raw(self, line: str, kept: str | None = None) -> str | None:
+        """Return the `raw` of an event: the line if it is stored, a `Line` if handlers search it, else `kept`."""
+        if self.keep_raw:
+            return line
+        if not self.lines.shown:
+            return kept
+        shown = Line(line)
+        shown.kept = kept
+        return shown
 
 
 class Parser(Protocol):

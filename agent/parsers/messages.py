@@ -43,7 +43,7 @@ class Said:
 
     def __init__(self, context: Context) -> None:
         self._source = context.source
-        self._keep_raw = context.keep_raw
+        self._raw = context.raw
 
     def events(self, line: str, text: str, origin: Origin, time_us: int, observed_us: int) -> Iterable[Event]:
         """One event, or N for `message repeated N times`."""
@@ -77,7 +77,7 @@ class Said:
             return event
         type_, severity, src_ip, target, outcome, message, actor = found
         correlation = f"{host}/sshd/{pid}" if pid and program in _ONE_PROCESS_ONE_SIGN_IN else None
-        raw = line if self._keep_raw else None
+        raw = self._raw(line)
         return Event(
             time_us,
             observed_us,

@@ -158,7 +158,7 @@ class Records:
     def __init__(self, options: RecordOptions, context: Context) -> None:
         self._options = options
         self._source = context.source
-        self._keep_raw = context.keep_raw
+        self._raw = context.raw
         self._clock = Clock(context.zone)
         to: dict[str, list[str]] = {}
         for key, name in options.fields.items():
@@ -203,7 +203,7 @@ class Records:
             None if personal else text,
             None if correlation is None else str(correlation)[:256],
             actor,
-            line if self._keep_raw else text if personal else None,
+            self._raw(line, text if personal else None),
             self._data(data),
         )
 

@@ -26,7 +26,7 @@ import annotated_types
 import msgspec
 
 from agent.component import ConfigError, Cursor, NotConnected, Report, now_us
-from agent.parsers.base import Context
+from agent.parsers.base import Context, Lines
 from agent.parsers.messages import Origin, Said
 from agent.wire.event import Event
 
@@ -79,11 +79,16 @@ class JournalSource:
         self._name = name
         self._config = config
         self._report = report
-        self._said = Said(Context(name, config.keep_raw))
+        self._lines = Lines()
+        self._said = Said(Context(name, config.keep_raw, lines=self._lines))
         self._cursor: str | None = None
         self._realtime_us = 0
         self._machine = ""
         """Entries of others are left out; empty: of nobody."""
+
+    def show_lines(self, *, wanted: bool) -> None:
+        """Switch whether events carry their line for the handlers to search."""
+        self._lines.shown = wanted
 
     async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
         self._cursor = cursor["cursor"] if cursor else None

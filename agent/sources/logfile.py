@@ -26,7 +26,7 @@ import msgspec
 
 from agent.component import ConfigError, Cursor, Report, load, now_us
 from agent.parsers import PARSERS
-from agent.parsers.base import Context, Parser, zone_of
+from agent.parsers.base import Context, Lines, Parser, zone_of
 from agent.parsers.multiline import Multiline
 from agent.sources.logfile_tail import (
     BLOCK_BYTES,
@@ -112,9 +112,9 @@ class LogConfig:
                 raise ValueError(f"paths: {path!r} is not an absolute path; write it from / on")
         self.make_parser("")
 
-    def make_parser(self, source: str) -> Parser:
-        """The parser of a source of this name. Raises ValueError."""
-        context = Context(source, self.keep_raw, zone_of(self.time_zone))
+    def make_parser(self, source: str, lines: Lines | None = None) -> Parser:
+        """Return the parser of a source of this name; `lines` switches whether handlers search its lines. Raises ValueError."""
+        context = Context(source, self.keep_raw, zone_of(self.time_zone), lines or Lines())
         parser = parser_of(self.parser, self.options, context)
         if not self.multiline_start:
             return parser
@@ -155,10 +155,15 @@ class LogSource:
         self._name = name
         self._config = config
         self._report = report
-        self._parser = config.make_parser(name)
+        self._shown = Lines()
+        self._parser = config.make_parser(name, self._shown)
         self._files = Files(config.paths, files_max=config.files_max, grace_s=config.rotation_grace_s)
         self._label = len(config.paths) > 1 or any(has_magic(path) for path in config.paths)
         self._troubled: set[str] = set()
+
+    def show_lines(self, *, wanted: bool) -> None:
+        """Switch whether events carry their line for the handlers to search."""
+        self._shown.shown = wanted
 
     async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
         self._files = Files(self._config.paths, files_max=self._config.files_max, grace_s=self._config.rotation_grace_s)

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import annotated_types
 
 from agent.component import ConfigError, Cursor, NotConnected, Report, now_us
-from agent.parsers.base import Context, ip_of, zone_of
+from agent.parsers.base import Context, Lines, ip_of, zone_of
 from agent.parsers.syslog import SyslogConfig, SyslogParser
 from agent.wire.event import Event
 
@@ -336,7 +336,9 @@ class SyslogSource:
         self._name = name
         self._config = config
         self._report = report
-        self._parser = SyslogParser(SyslogConfig(), Context(name, config.keep_raw, zone_of(config.time_zone)))
+        self._lines = Lines()
+        context = Context(name, config.keep_raw, zone_of(config.time_zone), self._lines)
+        self._parser = SyslogParser(SyslogConfig(), context)
         self._networks = [ip_network(network) for network in config.allow]
         self._streams: set[Stream] = set()
         self._datagram_sockets: list[socket.socket] = []
@@ -344,6 +346,10 @@ class SyslogSource:
         self.message_bytes_max = config.message_bytes_max
         self.addresses: list[tuple[str, Any]] = []
         """Where it listens: scheme and socket address, once it does."""
+
+    def show_lines(self, *, wanted: bool) -> None:
+        """Switch whether events carry their line for the handlers to search."""
+        self._lines.shown = wanted
 
     async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
         """See agent.component.Source. Nothing can be read again: the cursor is the time until which somebody listened."""

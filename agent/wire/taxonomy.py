@@ -16,7 +16,7 @@ TYPE_LENGTH_MAX = 128
 
 PERSONAL_KEYS = frozenset(
     {
-        "actor_uid", "address_home", "command", "cookie", "email", "employee_id", "first_name", "full_name", "last_name", "login",
+        "actor_uid", "address_home", "args", "command", "cookie", "email", "employee_id", "first_name", "full_name", "last_name", "login",
         "mail", "password_hint", "person", "personal_id", "phone", "real_name", "session_user", "target_user", "user", "user_agent",
         "user_id", "user_name", "userid", "username", "working_directory",
     }

@@ -21,7 +21,10 @@ from agent.handlers.builtin import ConfigBuiltin
 from agent.handlers.engine import Engine
 from agent.handlers.sigma import ConfigSigma
 from agent.handlers.sigma_read import _Translation
+from agent.handlers.sigma_witness import witness
 from agent.handlers.where import Where
+from agent.parsers.base import Context, Lines, hide_lines
+from agent.sources.logfile import parser_of
 from agent.wire.event import Event
 from tests.collector_process import ROOT
 from tests.handlers import S
@@ -96,6 +99,8 @@ def test_a_rule_matches_what_the_sqlite_backend_finds(
     base.close()
     matched = {number for number, row in enumerate(rows) if ours(Event(0, 0, "x", data=dict(row)))}
     assert matched == theirs, (ours.text, query)
+    # What some event matches is found to be possible.
+    assert not matched or witness(ours.text) is not None, ours.text
 
 
 # What the specification says beyond ---------------------------------------------------------------------------------------------------
@@ -394,3 +399,110 @@ def test_every_rule_of_our_own_loads_and_has_its_scene() -> None:
 
 def test_the_page_is_that_of_the_tables() -> None:
     assert (ROOT / "agent/handlers/SIGMA.md").read_text() == sigma_words.document()
+
+
+# Rules of others, as they are written for Linux ------------------------------------------------------------------------------------------
+
+AUDITD = 'type={type} msg=audit(1764496800.100:{serial}): pid=1 uid=0 auid=1000 ses=3 msg=\'unit=ufw comm="systemd" exe="/usr/lib/systemd/systemd" res=success\''  # noqa: E501
+
+
+def fired(folder: Path, rule: str, parser: str, *lines: str, **config: Any) -> list[str]:
+    """Titles of the rules that the lines of a log make fire, read as a source reads them that stores no lines."""
+    (folder / "rule.yml").write_text(rule)
+    engine = engine_of(folder, **config)
+    shown = Context("src", lines=Lines(shown=engine.reads_lines))
+    events, _ = parser_of(parser, {}, shown).parse(
+        lines, observed_us=1_764_496_800_000_000, reference_us=1_764_496_800_000_000, memory={}, final=True
+    )
+    return [alert.data["rule"] for alert in alerts_of(engine, events)]
+
+
+@pytest.mark.parametrize("type_", ["SERVICE_STOP", "service_stop"])
+def test_type_in_a_rule_for_auditd_is_the_type_of_a_record(type_: str, tmp_path: Path) -> None:
+    rule = PLAIN % ("product: linux, service: auditd", f"type: {type_}, unit: ufw")
+    assert fired(tmp_path, rule, "audit", AUDITD.format(type="SERVICE_STOP", serial=1)) == ["odd"]
+    assert not fired(tmp_path, rule, "audit", AUDITD.format(type="SERVICE_START", serial=1))
+
+
+def test_rule_for_auditd_sees_every_record_of_an_event(tmp_path: Path) -> None:
+    rule = PLAIN % ("product: linux, service: auditd", "type: PATH, name: /etc/ld.so.preload")
+    stamp = "msg=audit(1764496800.100:7)"
+    lines = (
+        f'type=SYSCALL {stamp}: arch=c000003e syscall=257 success=yes pid=9 auid=1000 comm="vi" exe="/usr/bin/vi" key="preload"',
+        f'type=CWD {stamp}: cwd="/root"',
+        f'type=PATH {stamp}: item=0 name="/etc/" nametype=PARENT',
+        f'type=PATH {stamp}: item=1 name="/etc/ld.so.preload" nametype=CREATE',
+        f"type=PROCTITLE {stamp}: proctitle=7669",
+    )
+    assert fired(tmp_path, rule, "audit", *lines) == ["odd"]
+
+
+def test_rule_for_auditd_compares_arguments_of_the_command(tmp_path: Path) -> None:
+    rule = PLAIN % ("product: linux, service: auditd", "type: EXECVE, a0: chattr, 'a1|contains': '-i'")
+    line = 'type=EXECVE msg=audit(1764496800.100:{}): argc=3 a0="chattr" a1="{}" a2="/etc/passwd"'
+    assert fired(tmp_path, rule, "audit", line.format(1, "-i")) == ["odd"]
+    assert not fired(tmp_path, rule, "audit", line.format(2, "+i"))
+
+
+KEYWORDS = "title: odd\nlogsource: {%s}\ndetection:\n  k: [%s]\n  condition: k\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "keyword", "parser", "line"),
+    [
+        ("product: linux", "UID=0,", "auth", "2026-11-30T10:00:01+00:00 h useradd[1]: new user: name=u, UID=0, GID=0"),
+        ("product: linux, service: sshd", "bad string length", "auth",
+         "2026-11-30T10:00:06+00:00 h sshd-session[1342]: error: buffer_get_string_ret: bad string length"),
+        ("product: linux, service: sshd", "Failed password", "auth",
+         "2026-11-30T10:00:06+00:00 h sshd[1]: Failed password for root from 192.0.2.7 port 4022 ssh2"),
+        ("product: linux, service: sudo", "COMMAND=/bin/sh", "auth",
+         "2026-11-30T10:00:06+00:00 h sudo[1]: ann : TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/bin/sh"),
+        ("product: linux, service: auth", "odd words", "auth", "2026-11-30T10:00:06+00:00 h polkitd[1]: odd words"),
+        ("product: linux, service: cron", "REPLACE", "syslog", "<78>Nov 30 10:00:06 h crontab[1]: (ann) REPLACE (ann)"),
+        ("product: linux, service: syslog", "panic", "json", '{"message": "panic in the press"}'),
+    ],
+)  # fmt: skip
+def test_keywords_are_found_in_lines_that_are_not_stored(
+    source: str, keyword: str, parser: str, line: str, tmp_path: Path
+) -> None:
+    assert fired(tmp_path, KEYWORDS % (source, f"'{keyword}'"), parser, line) == ["odd"]
+    assert not fired(tmp_path, KEYWORDS % (source, "'something else'"), parser, line)
+
+
+def test_line_is_shown_to_handlers_and_what_is_stored_is_as_without_them() -> None:
+    line = "2026-11-30T10:00:01+00:00 h sshd[1]: Failed password for root from 192.0.2.7 port 4022 ssh2"
+
+    def parsed(parser: str, text: str, *, shown: bool) -> list[Event]:
+        context = Context("src", lines=Lines(shown=shown))
+        events, _ = parser_of(parser, {}, context).parse([text], observed_us=1, reference_us=1, memory={}, final=True)
+        return events
+
+    for parser, text in (("auth", line), ("json", '{"message": "m", "level": "error"}'), ("auth", "no syslog at all")):
+        shown = parsed(parser, text, shown=True)
+        assert [Where("line contains 'o'")(each) or each.raw == text for each in shown] == [True]
+        hide_lines(shown)
+        assert shown == parsed(parser, text, shown=False)
+        assert all(type(each.raw) in (str, type(None)) for each in shown)
+
+
+@pytest.mark.parametrize(
+    "detection",
+    [
+        "type: SERVICE_STOP",  # the type of a record where our type is meant
+        "outcome: failure, 'outcome|re': '^succ'",
+        "'severity|gt': 5, 'severity|lt': 3",
+    ],
+)
+def test_rule_that_no_event_can_match_is_refused_by_name(detection: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yml").write_text(PLAIN % ("product: linewarden", detection))
+    _, refused = ConfigSigma(paths=(str(tmp_path),)).resolved()
+    assert [text.partition("'odd': ")[2] for _, text, _ in refused] == ["no event of an agent can match it"]
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^ro+t$", r"(?i)a{3}\d+[^x-z]", r"\bsh\b", r"(a|b)?c*\.\w{2,5}$", r"[^\s/]+/tmp", "ü+"]
+)
+def test_witness_of_a_regular_expression_is_found(pattern: str) -> None:
+    event_ = witness(f"message matches '{pattern}'")
+    assert event_ is not None
+    assert Where(f"message matches '{pattern}'")(event_)
