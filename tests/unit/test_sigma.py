@@ -1,11 +1,13 @@
 """Sigma rules: they match what pySigma's SQLite backend finds, correlations are our kinds, what cannot be said is refused."""
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -14,6 +16,10 @@ from hypothesis import strategies as st
 from sigma.backends.sqlite.sqlite import sqliteBackend
 from sigma.collection import SigmaCollection
 
+from agent.buffer import Buffer, BufferConfig
+from agent.cli_events import opened
+from agent.cli_store import Store
+from agent.component import Report
 from agent.config import ConfigProblems, from_plain, to_plain
 from agent.config_read import validated
 from agent.handlers import sigma_words
@@ -24,7 +30,8 @@ from agent.handlers.sigma_read import _Translation
 from agent.handlers.sigma_witness import witness
 from agent.handlers.where import Where
 from agent.parsers.base import Context, Lines, hide_lines
-from agent.sources.logfile import parser_of
+from agent.pipeline import NoHandlers, Pipeline
+from agent.sources.logfile import LogConfig, LogSource, parser_of
 from agent.wire.event import Event
 from tests.collector_process import ROOT
 from tests.handlers import S
@@ -506,3 +513,28 @@ def test_witness_of_a_regular_expression_is_found(pattern: str) -> None:
     event_ = witness(f"message matches '{pattern}'")
     assert event_ is not None
     assert Where(f"message matches '{pattern}'")(event_)
+
+
+async def test_line_that_only_handlers_search_never_reaches_the_disk(tmp_path: Path) -> None:
+    log = tmp_path / "auth.log"
+    log.write_text("2026-11-30T10:00:01+00:00 h useradd[1]: new user: name=u, UID=0, GID=0, home=/home/secret_place\n")
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "rule.yml").write_text(KEYWORDS % ("product: linux", "'UID=0,'"))
+    buffer = await Buffer.open(tmp_path / "buffer.db", BufferConfig(free_bytes_min=0), str(uuid4()))
+    pipeline = Pipeline(buffer, NoHandlers())
+    source = LogSource("auth", LogConfig(paths=(str(log),), parser="auth"), Report())
+    try:
+        await pipeline.exchange(engine_of(rules))
+        pipeline.start("auth", "log", source, Report())
+        async with asyncio.timeout(20):
+            while not pipeline.alerts:  # noqa: ASYNC110 - counted, not signalled
+                await asyncio.sleep(0.01)
+        await pipeline.stop_all()
+    finally:
+        await buffer.close()
+    store = Store(tmp_path / "buffer.db")
+    events = [each for batch in store.batches({}) for each in opened(batch)]
+    store.close()
+    assert {each.type for each in events} >= {"account.created", "alert.sigma.odd"}
+    assert [each.raw for each in events] == [None] * len(events)
