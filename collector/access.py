@@ -95,9 +95,13 @@ class Caller:
         """The agent that an agent's key is bound to."""
         return self.key.agent_id
 
+    def covers(self, scope: Scope) -> bool:
+        """Return whether `scope` lies within what the caller may see. One without places lies within no site: it takes all of them."""
+        return contains(self.scope, scope or ALL)
+
     def must_cover(self, scope: Scope) -> None:
         """Raises Problem where `scope` reaches beyond what the caller may see: nobody gives more than they have."""
-        if not contains(self.scope, scope):
+        if not self.covers(scope):
             raise Problem(403, "this reaches beyond the places that you may see", code="scope")
 
     def must_see_all(self) -> None:

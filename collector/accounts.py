@@ -1,5 +1,5 @@
 """Keys and users: /v1/keys, /v1/users. Only for admins, and none of them gives more than they have: a key or user that reaches beyond the
-places that the caller may see is neither made nor shown nor changed.
+places that the caller may see is neither made nor shown nor changed. A user without places belongs to nobody but an admin of every place.
 """
 
 import secrets
@@ -19,7 +19,7 @@ from collector.access import Caller
 from collector.problems import Problem
 from collector.sessions import Place, places_of, scope_of
 from collector.store import keys, users
-from collector.store.events import Scope, contains
+from collector.store.events import Scope
 from collector.store.keys import Role
 from collector.store.users import Origin, Taken, User, UserRole
 
@@ -148,7 +148,7 @@ async def get_keys(request: Request[Any, Any, Any], state: State) -> Keys:
     caller: Caller = request.auth
     async with state.database.connection() as store:
         found = await keys.everyone(store)
-    return Keys([key_out(key) for key in found if contains(caller.scope, scope_of_key(key))])
+    return Keys([key_out(key) for key in found if caller.covers(scope_of_key(key))])
 
 
 @post("/v1/keys", status_code=201, opt={"access": "manage"}, tags=["access"], summary="Make a key")
@@ -182,7 +182,7 @@ async def delete_key(request: Request[Any, Any, Any], state: State, prefix: _Pre
     caller: Caller = request.auth
     async with state.database.connection() as store, store.transaction():
         found = await keys.by_prefix(store, prefix)
-        if found is None or not contains(caller.scope, scope_of_key(found)):
+        if found is None or not caller.covers(scope_of_key(found)):
             raise Problem(404, "there is no key of this prefix", code="key")
         await keys.revoke(store, prefix)
         await audit.record(store, caller.who, "key.revoked", target=prefix)
@@ -194,7 +194,7 @@ async def get_users(request: Request[Any, Any, Any], state: State) -> Users:
     caller: Caller = request.auth
     async with state.database.connection() as store:
         found = await users.everyone(store)
-    return Users([user_out(user) for user in found if contains(caller.scope, user.scopes)])
+    return Users([user_out(user) for user in found if caller.covers(user.scopes)])
 
 
 @post("/v1/users", status_code=201, opt={"access": "manage"}, tags=["access"], summary="Make a user")
@@ -204,7 +204,7 @@ async def post_user(request: Request[Any, Any, Any], state: State, data: NewUser
     scope = scope_of(data.scopes)
     caller.must_cover(scope)
     _stored(data.display, *(text for place in scope for text in place))
-    if why := passwords.weak(data.password, data.name):
+    if why := await state.hashing.weak(data.password, data.name, data.display):
         raise Problem(400, why, code="weak")
     made = await state.hashing.hash(data.password)
     async with state.database.connection() as store, store.transaction():
@@ -228,12 +228,12 @@ async def patch_user(request: Request[Any, Any, Any], state: State, name: _Name,
     caller: Caller = request.auth
     made = None
     if data.password is not UNSET:
-        if why := passwords.weak(data.password, name):
+        if why := await state.hashing.weak(data.password, name):
             raise Problem(400, why, code="weak")
         made = await state.hashing.hash(data.password)
     async with state.database.connection() as store, store.transaction():
         user = await users.find(store, name) if "\0" not in name else None
-        if user is None or not contains(caller.scope, user.scopes):
+        if user is None or not caller.covers(user.scopes):
             raise Problem(404, "there is no user of this name", code="user")
         changed = await _change(store, caller, user, data, made)
         fields = sorted(field for field in data.__struct_fields__ if getattr(data, field) is not UNSET)

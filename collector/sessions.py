@@ -3,11 +3,15 @@
 A sign-in is slow by intent and counted before it is looked at. Whoever signed in from a browser before has a cookie there that says so;
 failures elsewhere, in their name or from their address, do not keep that browser out. So a guesser is slowed down, and nobody can lock
 others out for good.
+
+What counts as a failure: a wrong name or password, a one-time code that is wrong or used, and the right password without a code, which is
+what somebody sends who has found the password and not the phone. Guesses at codes are counted once more by themselves: a code has six
+digits, so an account takes few of them, from however many addresses they come.
 """
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +23,7 @@ from msgspec import Struct
 from collector import access, audit, passwords
 from collector.access import COOKIE, PERSONAL, PUBLIC, Caller, csrf_of, token_hash
 from collector.audit import Who
+from collector.limits import networks_of
 from collector.problems import Problem
 from collector.store import sessions, users
 from collector.store.keys import Role
@@ -29,7 +34,7 @@ from collector.vault import Vault, decoded, encoded
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from collector.store.database import Database
+    from collector.store.database import Anyone, Database
     from collector.store.events import Scope
 
 _log = logging.getLogger("linewarden.collector")
@@ -132,38 +137,105 @@ def _device(request: Request[Any, Any, Any], vault: Vault, name: str) -> bytes |
     return nonce if good else None
 
 
-def _buckets(name: str, address: str, device: bytes | None) -> list[Bucket]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where an attempt is counted: `own` is of this user from here, `shared` also counts what others do."""
+
+    own: Bucket
+    shared: tuple[Bucket, ...] = ()
+
+    @property
+    def all(self) -> list[Bucket]:
+        """Every bucket."""
+        return [self.own, *self.shared]
+
+
+def _limits(name: str, address: str, device: bytes | None) -> Limits:
+    """Where a sign-in is counted."""
     if device is not None:
-        return [Bucket(f"browser {device.hex()}", 5, 900)]
-    return [
-        Bucket(f"both {name} {address}", 5, 900),
+        return Limits(Bucket(f"browser {device.hex()}", 5, 900))
+    network, *wider = networks_of(address)
+    shared = (
         # Bounded low: others may come in this name, and must not shut its owner out.
         Bucket(f"name {name}", 20, 60),
-        Bucket(f"address {address}", 50, 300),
-    ]
+        Bucket(f"address {network}", 50, 300),
+        *(Bucket(f"address {wide}", 500, 300) for wide in wider),
+    )
+    return Limits(Bucket(f"both {name} {network}", 5, 900), shared)
 
 
-async def _checked(state: State, proof: users.Proof | None, given: SignIn) -> str:
-    """How the user proved who they are. Raises Problem."""
+def _code_limits(user: users.User, address: str, device: bytes | None) -> Limits:
+    """Where a one-time code is counted: of a million codes three count at a time."""
+    if device is not None:
+        return Limits(Bucket(f"code browser {device.hex()}", 5, 900))
+    network, *wider = networks_of(address)
+    shared = (
+        Bucket(f"code user {user.user_id}", 10, 900),
+        Bucket(f"code address {network}", 20, 900),
+        *(Bucket(f"code address {wide}", 100, 900) for wide in wider),
+    )
+    return Limits(Bucket(f"code both {user.user_id} {network}", 5, 900), shared)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A sign-in that is being looked at."""
+
+    given: SignIn
+    name: str
+    address: str
+    device: bytes | None
+    proof: users.Proof | None = None
+    passed: list[Limits] = field(default_factory=list)
+    """What is forgiven when it succeeds."""
+
+    @property
+    def who(self) -> Who:
+        """For the audit log. A name that is not there may be a password in the wrong field: not recorded."""
+        proof = self.proof
+        return Who(
+            proof.user.name if proof is not None else "", "user" if proof is not None else "nobody", "", self.address
+        )
+
+    async def count(self, store: "Anyone", limits: Limits) -> None:
+        """Count it as failed. Raises Problem where a bucket lets nothing through."""
+        if wait_s := await users.attempt(store, limits.all):
+            headers = {"Retry-After": str(int(wait_s) + 1)}
+            raise Problem(429, "too many sign-ins failed; wait", code="locked", headers=headers)
+        self.passed.append(limits)
+
+
+async def _checked(state: State, attempt: Attempt) -> tuple[users.User, str]:
+    """The user, and how they proved it. Raises Problem."""
     hashing: passwords.Hashing = state.hashing
-    good = await hashing.verify(proof.password if proof is not None else None, given.password)
+    proof, given = attempt.proof, attempt.given
+    network, known = networks_of(attempt.address)[0], attempt.device is not None
+    stored = proof.password if proof is not None else None
+    good = await hashing.verify(stored, given.password, network=network, known=known)
     if not good or proof is None or proof.user.disabled is not None or proof.user.origin != "local":
         raise Problem(401, "name or password is wrong, or the user may not sign in", code="password")
     if proof.password is not None and passwords.needs_rehash(proof.password):
-        async with state.database.connection() as store:
-            await users.rehash(store, proof.user.user_id, proof.password, await hashing.hash(given.password))
+        await _rehash(state, proof.user, proof.password, given.password)
     if proof.totp is None:
-        return "password"
+        return proof.user, "password"
     if not given.code:
         raise Problem(401, "this user signs in with a one-time code as well: give code", code="code-missing")
-    return await _second(state, proof.user, proof.totp, given.code)
+    return proof.user, await _second(state, attempt, proof.user, proof.totp)
 
 
-async def _second(state: State, user: users.User, sealed: bytes, code: str) -> str:
+async def _rehash(state: State, user: users.User, old: str, password: str) -> None:
+    made = await state.hashing.hash(password)
+    async with state.database.connection() as store:
+        await users.rehash(store, user.user_id, old, made)
+
+
+async def _second(state: State, attempt: Attempt, user: users.User, sealed: bytes) -> str:
     vault: Vault = state.vault
     secret = vault.unseal("totp", sealed) or b""
-    step = passwords.step_of(secret, code.strip()) if secret else None
+    code = attempt.given.code
     async with state.database.connection() as store:
+        await attempt.count(store, _code_limits(user, attempt.address, attempt.device))
+        step = passwords.step_of(secret, code.strip()) if secret else None
         if step is not None and await users.use_step(store, user.user_id, step):
             return "password+totp"
         if await users.use_recovery(store, user.user_id, passwords.recovery_hash(code)):
@@ -179,34 +251,30 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: SignIn) -
     access.same_origin(request)
     database: Database = state.database
     name, address = data.name.strip().lower(), access.address_of(request)
-    device = _device(request, state.vault, name)
-    buckets = _buckets(name, address, device)
-    async with database.connection() as store:
-        wait_s = await users.attempt(store, buckets)
-        proof = await users.proof(store, name) if not wait_s and "\0" not in name else None
-    # A name that is not there may be a password in the wrong field: not recorded.
-    who = Who(proof.user.name if proof is not None else "", "user" if proof is not None else "nobody", "", address)
-    if wait_s:
-        problem = Problem(
-            429, "too many sign-ins failed; wait", code="locked", headers={"Retry-After": str(int(wait_s) + 1)}
-        )
-        access.refuse(request, who, problem)
-        raise problem
+    attempt = Attempt(data, name, address, _device(request, state.vault, name))
     try:
-        method = await _checked(state, proof, data)
-    except Problem as problem:
         async with database.connection() as store:
-            if problem.code == "code-missing":
-                await users.forgive(store, buckets)
-            elif problem.code != "busy":
-                await audit.record(store, who, "session.created", result="failure", data={"reason": problem.code})
+            if "\0" not in name:
+                attempt.proof = await users.proof(store, name)
+            await attempt.count(store, _limits(name, address, attempt.device))
+        user, method = await _checked(state, attempt)
+    except Problem as problem:
+        await _failed(request, database, attempt, problem)
         raise
-    assert proof is not None  # noqa: S101 - _checked has seen it
-    return await begun(request, state, proof.user, method, buckets)
+    return await begun(request, state, user, method, attempt.passed)
+
+
+async def _failed(request: Request[Any, Any, Any], database: "Database", attempt: Attempt, problem: Problem) -> None:
+    """Record it: what was not looked at as a refusal, of which there can be floods; the rest as a failure each."""
+    if problem.code in ("locked", "busy"):
+        access.refuse(request, attempt.who, problem)
+        return
+    async with database.connection() as store:
+        await audit.record(store, attempt.who, "session.created", result="failure", data={"reason": problem.code})
 
 
 async def begun(
-    request: Request[Any, Any, Any], state: State, user: users.User, method: str, forgiven: "Sequence[Bucket]" = (), *,
+    request: Request[Any, Any, Any], state: State, user: users.User, method: str, forgiven: "Sequence[Limits]" = (), *,
     terms: Terms | None = None, noted: "Mapping[str, Any] | None" = None,
 ) -> Response[Me]:  # fmt: skip
     """The answer that begins a session, with its cookies. `noted`: what the record of it says beside how."""
@@ -217,7 +285,8 @@ async def begun(
     who = Who(user.name, "user", user.role, address)
     agent = request.headers.get("user-agent", "")
     async with state.database.connection() as store, store.transaction():
-        await users.forgive(store, forgiven)
+        for limits in forgiven:
+            await users.forgive(store, limits.own, limits.shared)
         await sessions.begin(
             store, token_hash(token), user.user_id, method=method, address=address, user_agent=agent.replace("\0", ""), idle=terms.idle,
             lasts=terms.lasts, keep=terms.per_user_max,
@@ -264,28 +333,33 @@ async def _proved(request: Request[Any, Any, Any], state: State, password: str) 
     caller: Caller = request.auth
     user = caller.session.user
     hashing: passwords.Hashing = state.hashing
-    buckets = [Bucket(f"session {caller.session.hash.hex()}", 5, 900)]
+    bucket = Bucket(f"session {caller.session.hash.hex()}", 5, 900)
     async with state.database.connection() as store:
-        wait_s = await users.attempt(store, buckets)
+        await _within(request, store, bucket)
         proof = await users.proof(store, user.name)
-    if wait_s:
-        raise Problem(
-            429, "the password was wrong too often; wait", code="locked", headers={"Retry-After": str(int(wait_s) + 1)}
-        )
-    if proof is None or not await hashing.verify(proof.password, password):
+    if proof is None or not await hashing.verify(proof.password, password, known=True):
         async with state.database.connection() as store:
             await audit.record(store, caller.who, "password.checked", target=user.name, result="failure")
         raise Problem(403, "the present password is wrong", code="password")
     async with state.database.connection() as store:
-        await users.forgive(store, buckets)
+        await users.forgive(store, bucket)
     return caller, user
+
+
+async def _within(request: Request[Any, Any, Any], store: "Anyone", bucket: Bucket) -> None:
+    """Count a guess of somebody who is signed in. Raises Problem where there were too many."""
+    if wait_s := await users.attempt(store, [bucket]):
+        headers = {"Retry-After": str(int(wait_s) + 1)}
+        problem = Problem(429, "it was wrong too often; wait", code="locked", headers=headers)
+        access.refuse(request, request.auth.who, problem)
+        raise problem
 
 
 @post("/v1/session/password", status_code=204, opt={"access": "read"}, tags=["access"], summary="Change my password")
 async def change_password(request: Request[Any, Any, Any], state: State, data: NewPassword) -> None:
     """All other sessions of the user end."""
     caller, user = await _proved(request, state, data.old)
-    if why := passwords.weak(data.new, user.name):
+    if why := await state.hashing.weak(data.new, user.name, user.display):
         raise Problem(400, why, code="weak")
     made = await state.hashing.hash(data.new)
     async with state.database.connection() as store, store.transaction():
@@ -318,6 +392,9 @@ async def confirm_totp(request: Request[Any, Any, Any], state: State, data: Code
     """From now on each sign-in takes a code. The answer has the recovery codes, this once."""
     caller: Caller = request.auth
     user, vault = caller.session.user, state.vault
+    async with state.database.connection() as store:
+        # In a transaction of its own: a guess is counted however it ends.
+        await _within(request, store, bucket := Bucket(f"confirm {caller.session.hash.hex()}", 5, 900))
     async with state.database.connection() as store, store.transaction():
         sealed = await users.totp(store, user.user_id)
         secret = vault.unseal("totp", sealed) if sealed is not None and not user.totp else None
@@ -326,6 +403,7 @@ async def confirm_totp(request: Request[Any, Any, Any], state: State, data: Code
             raise Problem(409, "this code does not fit. Begin with POST /v1/session/totp", code="code")
         codes = passwords.new_recovery_codes()
         await users.confirm_totp(store, user.user_id, [passwords.recovery_hash(code) for code in codes])
+        await users.forgive(store, bucket)
         await audit.record(store, caller.who, "user.totp.enabled", target=user.name)
     return Recovery(codes)
 

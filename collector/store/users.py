@@ -1,7 +1,8 @@
 """Users: what they may do and see, how they prove who they are, and how often that failed of late.
 
 A sign-in is counted as failed before it is looked at and forgiven when it succeeds, so that a hundred at once are as many failures and not
-one. Each is counted in several buckets (see `Bucket`); a bucket that failed too often lets nothing through for a time that doubles.
+one. Each is counted in several buckets (see `Bucket`); a bucket that failed too often lets nothing through for a time that doubles. A
+success forgives the failures of this user from this place; those of others in the same name or from the same network stay.
 """
 
 import hashlib
@@ -245,12 +246,21 @@ async def attempt(connection: "Anyone", buckets: Sequence[Bucket]) -> float:
     return 0.0
 
 
-async def forgive(connection: "Anyone", buckets: Sequence[Bucket]) -> None:
-    """It did not fail."""
+async def forgive(connection: "Anyone", own: Bucket, shared: Sequence[Bucket] = ()) -> None:
+    """It did not fail: forget what failed in `own`, and take as many off from `shared`, to which the failures of others stay."""
     with translated():
-        await connection.execute(
-            "DELETE FROM sign_in_failures WHERE bucket = ANY ($1)", [bucket.key for bucket in buckets]
-        )
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            keys = [own.key, *(bucket.key for bucket in shared)]
+            rows = await connection.fetch(_FAILED, keys)
+            failures = next((row["failures"] for row in rows if row["bucket"] == own.key), 0)
+            await connection.execute("DELETE FROM sign_in_failures WHERE bucket = $1", own.key)
+            await connection.execute(_FORGIVE, keys, failures)
+            await transaction.commit()
+        except asyncpg.PostgresError:
+            await transaction.rollback()
+            raise
 
 
 async def unlock(connection: "Anyone") -> None:
@@ -278,6 +288,12 @@ ON CONFLICT (bucket) DO UPDATE SET last = clock_timestamp(),
     until = clock_timestamp() + CASE WHEN f.failures < $2::integer OR f.last < now() - interval '1 day' THEN interval '0'
         ELSE make_interval(secs => least($3::float8, power(2, least(f.failures - $2::integer, 20)))) END
 WHERE f.until <= clock_timestamp() RETURNING failures
+"""
+# In the order in which `attempt` locks them.
+_FAILED = "SELECT bucket, failures FROM sign_in_failures WHERE bucket = ANY ($1) ORDER BY bucket FOR UPDATE"
+# A bucket that let this one through waited for nobody before it: so it does again.
+_FORGIVE = """
+UPDATE sign_in_failures SET failures = greatest(0, failures - $2::integer), until = clock_timestamp() WHERE bucket = ANY ($1)
 """
 _WAIT = (
     "SELECT extract(epoch FROM max(until) - clock_timestamp())::float8 FROM sign_in_failures WHERE bucket = ANY ($1)"

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from websockets.sync.client import connect as websocket
 from agent.wire.event import Event
 from collector import passwords
 from collector.access import COOKIE
-from collector.limits import BUCKETS_MAX, Rates
+from collector.limits import BUCKETS_MAX, Rates, networks_of
+from collector.passwords import KNOWN, WAITING_KNOWN_MAX, WAITING_MAX, WAITING_NETWORK_MAX, Hashing
+from collector.problems import Problem
+from collector.store.users import Bucket
 from tests.collector_process import Chain, Collector, event, events_of, now_us, poll_until, post, run_cli
 from tests.postgres import connected
 
@@ -243,7 +247,110 @@ def test_sessions_end_when_idle_at_their_time_with_the_password_and_when_there_a
         each.client.close()
 
 
-@pytest.mark.parametrize("password", ["short", "aaaaaaaaaaaaaaa", "gina-gina-gina"])
+def _with_codes(collector: Collector, name: str) -> bytes:
+    """Let a user sign in with one-time codes; the secret of them."""
+    done = run_cli(collector.dsn, "user", "totp", name)
+    assert done.returncode == 0, done.stderr
+    text = parse_qs(urlsplit(done.stdout.split()[0]).query)["secret"][0]
+    return base64.b32decode(text + "=" * (-len(text) % 8))
+
+
+def _fresh_code(collector: Collector, name: str, secret: bytes) -> str:
+    _sql(collector, "UPDATE users SET totp_step = 0 WHERE name = $1", name)
+    return passwords.totp_code(secret, int(time.time()) // 30)
+
+
+def test_the_right_password_without_a_code_is_a_failure_like_any_other(door: Collector, browser: Browser) -> None:
+    _sql(door, "DELETE FROM sign_in_failures")
+    secret = _with_codes(door, _user(door, "greta"))
+    wrong = [browser.sign_in("greta", "wrong wrong wrong").json()["code"] for _ in range(3)]
+    missing = [browser.sign_in("greta").json()["code"] for _ in range(8)]
+    assert wrong == ["password"] * 3
+    assert missing[:2] == ["code-missing"] * 2
+    assert missing[-1] == "locked", "the failures before it are not forgiven"
+    reasons = [json.loads(r["data"])["reason"] for r in _records(door, "session.created", who="greta")]
+    assert reasons[:5] == ["password"] * 3 + ["code-missing"] * 2
+    _sql(door, "UPDATE sign_in_failures SET until = now()")
+    assert browser.sign_in("greta", code=_fresh_code(door, "greta", secret)).status_code == 200
+    assert browser.sign_in("greta", "wrong wrong wrong").json()["code"] == "password", "a success forgives its own"
+
+
+def test_guesses_at_one_time_codes_are_few_however_many_addresses_they_come_from(postgres: Any) -> None:
+    with Collector(postgres.create_database("codes"), ACCESS__TRUSTED_PROXIES='["127.0.0.1"]') as door:
+        secret = _with_codes(door, _user(door, "hilda"))
+        owner, guesser = Browser(door), Browser(door)
+        assert owner.sign_in("hilda", code=_fresh_code(door, "hilda", secret)).status_code == 200
+
+        def guess(address: str) -> str:
+            guesser.cookies.clear()
+            body = {"name": "hilda", "password": PASSWORD, "code": "00000"}
+            answer = guesser.request("POST", "/v1/session", json=body, headers={"X-Forwarded-For": address})
+            return str(answer.json()["code"])
+
+        far = [guess(f"198.51.100.{n}") for n in range(15)]
+        assert far.count("code") <= 12
+        assert far[-1] == "locked"
+        _sql(door, "DELETE FROM sign_in_failures")
+        near = [guess(f"2001:db8:0:1::{n:x}") for n in range(10)]
+        assert near.count("code") <= 7, "addresses of one /64 are one"
+        assert near[-1] == "locked"
+        # The browser that was let in before has an allowance of its own.
+        assert owner.sign_in("hilda", code=_fresh_code(door, "hilda", secret)).status_code == 200
+        for each in (owner, guesser):
+            each.client.close()
+
+
+def test_a_code_is_taken_once_even_by_two_who_send_it_at_the_same_moment(door: Collector) -> None:
+    _sql(door, "DELETE FROM sign_in_failures")
+    secret = _with_codes(door, _user(door, "inga"))
+    body = {"name": "inga", "password": PASSWORD, "code": _fresh_code(door, "inga", secret)}
+
+    async def both() -> list[int]:
+        async with httpx.AsyncClient(base_url=door.url, timeout=60, trust_env=False) as client:
+            answers = await asyncio.gather(*(client.post("/v1/session", json=body) for _ in range(3)))
+            return sorted(answer.status_code for answer in answers)
+
+    assert asyncio.run(both()) == [200, 401, 401]
+
+
+def test_success_of_one_user_does_not_forgive_what_failed_in_other_names(door: Collector) -> None:
+    _sql(door, "DELETE FROM sign_in_failures")
+    mine = _user(door, "judas")
+    for n in range(4):
+        guesser, owner = Browser(door), Browser(door)
+        assert guesser.sign_in(f"somebody.{n}", "wrong wrong wrong").status_code == 401
+        assert owner.sign_in(mine).status_code == 200
+        guesser.client.close()
+        owner.client.close()
+    (found,) = _sql(
+        door, "SELECT failures FROM sign_in_failures WHERE bucket = $1", Bucket("address 127.0.0.1", 0, 0).key
+    )
+    assert found["failures"] == 4
+
+
+def test_an_account_without_places_belongs_to_nobody_but_an_admin_of_all(door: Collector) -> None:
+    name = _user(door, "kurt", "analyst", "north")
+    _sql(door, "DELETE FROM user_scopes WHERE user_id = (SELECT user_id FROM users WHERE name = $1)", name)
+    body = {"name": "lena", "role": "viewer", "scopes": [], "password": PASSWORD}
+    with door.client(door.key("admin", site="north")) as admin:
+        assert name not in {user["name"] for user in admin.get("/v1/users").json()["users"]}
+        assert admin.patch(f"/v1/users/{name}", json={"password": "nine silver spoons"}).status_code == 404
+        assert admin.post("/v1/users", json=body).status_code == 403
+        mine = _user(door, "moritz", "viewer", "north")
+        assert admin.patch(f"/v1/users/{mine}", json={"scopes": []}).status_code == 403
+    with door.client(door.key("admin")) as admin:
+        assert name in {user["name"] for user in admin.get("/v1/users").json()["users"]}
+        assert admin.patch(f"/v1/users/{name}", json={"display": "Kurt"}).status_code == 200
+        assert admin.post("/v1/users", json=body).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "short", "aaaaaaaaaaaaaaa", "gina-gina-gina", "Password123456", "P@ssw0rd!P@ssw0rd!", "qwertyuiop1234", "abcdefghijklm",
+        "linewarden2026",
+    ],
+)  # fmt: skip
 def test_weak_passwords_are_refused_with_the_reason(door: Collector, password: str) -> None:
     with door.client(door.key("admin")) as admin:
         body = {"name": "gina", "role": "viewer", "scopes": [{}], "password": password}
@@ -494,6 +601,48 @@ def test_who_asks_too_often_is_told_when_to_come_again(postgres: Any) -> None:
             assert other.get("/v1/session").status_code == 200, (
                 "who was let in before is let in, whatever comes from that address"
             )
+
+
+@pytest.mark.parametrize(
+    ("address", "networks"),
+    [
+        ("10.0.0.1", ("10.0.0.1",)),
+        ("2001:db8:1:2:3:4:5:6", ("2001:db8:1:2::/64", "2001:db8:1::/48")),
+        ("2001:db8:1:2::", ("2001:db8:1:2::/64", "2001:db8:1::/48")),
+        ("::ffff:10.0.0.1", ("10.0.0.1",)),
+        ("fe80::1%eth0", ("fe80::/64", "fe80::/48")),
+        ("not an address", ("not an address",)),
+        ("", ("",)),
+    ],
+)
+def test_limits_count_addresses_by_the_network_that_one_customer_has(address: str, networks: tuple[str, ...]) -> None:
+    assert networks_of(address) == networks
+
+
+def test_rates_of_several_names_are_taken_together_or_not_at_all() -> None:
+    rates = Rates(1, 2, lambda: 0.0)
+    assert rates.take_each(["a/64", "a/48"]) == 0
+    assert rates.take_each(["b/64", "a/48"]) == 0
+    assert rates.take_each(["c/64", "a/48"]) > 0
+    assert rates.wait_s("c/64") == 0
+    assert len(rates) == 3
+
+
+async def test_a_crowd_that_waits_does_not_keep_known_browsers_out() -> None:
+    hashing = Hashing()
+    hashing._waiting.update({f"n{n}": WAITING_NETWORK_MAX for n in range(WAITING_MAX // WAITING_NETWORK_MAX)})
+    with pytest.raises(Problem) as caught:
+        await hashing.verify(None, "x", network="another")
+    assert caught.value.code == "busy"
+    assert not await hashing.verify(None, "x", known=True)
+    hashing._waiting.clear()
+    hashing._waiting["one"] = WAITING_NETWORK_MAX
+    with pytest.raises(Problem):
+        await hashing.verify(None, "x", network="one")
+    assert not await hashing.verify(None, "x", network="another")
+    hashing._waiting[KNOWN] = WAITING_KNOWN_MAX
+    with pytest.raises(Problem):
+        await hashing.verify(None, "x", known=True)
 
 
 def test_rates_refill_and_take_bounded_room() -> None:
