@@ -42,7 +42,7 @@ import aiosqlite
 import msgspec
 from annotated_types import Ge
 
-from agent import salvage
+from agent import owned_files, salvage
 from agent.component import ConfigError, Cursor, State, now_us
 from agent.streams import (
     GAP_BYTES,
@@ -206,24 +206,29 @@ class Buffer:
     async def open(cls, path: Path, config: BufferConfig, agent: str) -> "Buffer":
         """Open or make the buffer file. A damaged one is set aside. Raises ConfigError where the place cannot be written."""
         buffer = cls(path, config, agent)
-        trouble: sqlite3.DatabaseError | None = None
         try:
-            await buffer._open()
+            await buffer._open_or_set_aside()
+            salvage.note_made(path)
         except sqlite3.DatabaseError as error:
-            trouble = error
-        if trouble is not None and is_damage(trouble):
-            try:
-                await buffer._set_aside(str(trouble))
-                trouble = None
-            except sqlite3.DatabaseError as error:
-                trouble = error
-        if trouble is not None:
             await buffer._disconnect()
             remedy = "Check that the folder exists, belongs to the agent's user, and that the disk has room."
-            raise ConfigError(f"the buffer {path} cannot be opened: {trouble}", key="agent.state_dir", remedy=remedy)
-        salvage.note_made(path)
+            raise ConfigError(
+                f"the buffer {path} cannot be opened: {error}", key="agent.state_dir", remedy=remedy
+            ) from None
+        except BaseException:
+            # A connection that is left open keeps its thread, and the thread the process: it would never end.
+            await buffer._disconnect()
+            raise
         buffer._writer = asyncio.create_task(buffer._write(), name="buffer")
         return buffer
+
+    async def _open_or_set_aside(self) -> None:
+        try:
+            await self._open()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            await self._set_aside(str(error))
 
     async def _open(self) -> None:
         """Connect; and go on with a recovery that was interrupted, or begin one where the file is gone."""
@@ -734,6 +739,11 @@ class Buffer:
 
 
 def _try_open(path: Path) -> None:
+    if not os.path.lexists(path):
+        # For the owner of the folder alone, whoever starts the agent; SQLite gives its -wal and -shm the same owner. What cannot be made
+        # SQLite says in its own words.
+        with suppress(OSError):
+            os.close(owned_files.open_kept(path))
     sqlite3.connect(path).close()
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 DONE, FAILED, WRONG = 0, 1, 2
 DEBUG = "LINEWARDEN_DEBUG"
+SERVICE = "linewarden-agent"
+"""The unit of systemd that runs the agent."""
 Command = Callable[[argparse.Namespace], int]
 
 

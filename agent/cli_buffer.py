@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
 from msgspec import Struct
 
+from agent import owned_files
 from agent.cli import DONE, FAILED, Failed
 from agent.cli_events import opened, time_text
 from agent.cli_status import number, size, table
@@ -198,13 +200,12 @@ def export(options: argparse.Namespace) -> int:
         if options.output is None:
             _export(store, options, sys.stdout)
             return DONE
-        try:
-            with options.output.open("x", encoding="utf-8") as file:
-                count = _export(store, options, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            raise Failed(f"{options.output} is there already. Name another file, or move it away.") from None
+        if options.output.exists():
+            raise Failed(f"{options.output} is there already. Name another file, or move it away.")
+        with owned_files.replacing(options.output) as out:
+            file = TextIOWrapper(out, encoding="utf-8")
+            count = _export(store, options, file)
+            file.detach()
     print(f"{number(count)} events in {options.output}", file=sys.stderr)
     return DONE
 

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent import identity
-from agent.cli import DONE, Failed
+from agent.cli import DONE, SERVICE, Failed
 from agent.component import ConfigError, NotConnected
 from agent.config import DEFAULT_FILE, AgentConfig, load
 from agent.daemon import tls_of
 from agent.enrolment import Refused, enrol, rotate
 from agent.identity import IdentityConfig, Keyring, Saved
+from agent.service_account import make_state_folder
 from agent.sync import is_loopback
 from agent.wire.token import MalformedToken, Token, read_token
 
@@ -38,6 +39,7 @@ def enroll(options: argparse.Namespace) -> int:
             remedy="Use https://, or --allow-plaintext.",
         )
     state_dir, config, configured = asyncio.run(_settings(options.config))
+    make_state_folder(SERVICE, options.config, state_dir)
     agent_id = identity.load_or_create(state_dir)
     keyring = Keyring(state_dir, config)
     before = keyring.saved()

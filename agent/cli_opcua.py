@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from agent.cli import DONE
+from agent.cli import DONE, SERVICE
 from agent.component import load
+from agent.service_account import make_state_folder
 from agent.sources import EXTRA, SOURCES
 
 FOLDER = "opcua"
@@ -51,7 +52,11 @@ def trust(options: argparse.Namespace) -> int:
 def _trust(tools: Any, options: argparse.Namespace) -> Any:
     from agent.config_read import section
 
-    folder = options.folder or Path(section("agent", options.config, os.environ).state_dir) / FOLDER
+    folder = options.folder
+    if folder is None:
+        state_dir = Path(section("agent", options.config, os.environ).state_dir)
+        make_state_folder(SERVICE, options.config, state_dir)
+        folder = state_dir / FOLDER
     kept = _run(lambda: tools.trust(options.url, folder))
     said = [
         f"{kept.subject}",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from agent import enrolment, expiry, identity, notify
+from agent import enrolment, expiry, identity, notify, owned_files
 from agent.buffer import Buffer
 from agent.component import ConfigError, Report, Source, load, now_us
 from agent.config import ConfigProblems, Settings, SourceSettings
@@ -418,7 +418,7 @@ def _lock(state_dir: Path) -> int:
     """Held as long as the agent lives: two agents on one buffer would both be right and the centre would see a clone."""
     path = state_dir / LOCK_FILE
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        file = owned_files.open_kept(path, mode=0o640)
     except OSError as error:
         remedy = "Give the folder to the agent's user."
         raise ConfigError(f"{path} cannot be opened: {error.strerror}", key="agent.state_dir", remedy=remedy) from None

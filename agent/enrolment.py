@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from agent import owned_files
 from agent.component import ConfigError, NotConnected, now_us
 from agent.identity import Key, Keyring, Link, Saved, write_durably
 from agent.uplink import Tls, exchange
@@ -114,7 +115,7 @@ async def enrol(keyring: Keyring, agent_id: str, url: str, token: Token, *, ca: 
         tls = Tls(ca_file=str(keyring.folder / "ca.new.pem") if pem is not None else None)
         answer = await _ask(f"{url}/v1/enroll", body, tls, key)
         if pem is not None:
-            (keyring.folder / "ca.new.pem").rename(keyring.authority_file)
+            owned_files.rename(keyring.folder, "ca.new.pem", keyring.authority_file.name)
         where = (answer.site, answer.line, answer.station)
         saved = Saved(agent_id, key.key_id, *where, url, token.prefix, now_us(), now_us(), answer.links)
         keyring.take(saved)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from annotated_types import Ge
 
+from agent import owned_files
 from agent.component import ConfigError
 from agent.wire.batch import header_of
 from agent.wire.signature import Signed, key_id_of, runs_of, signed_text, write_header
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 FOLDER = "identity"
 KEY_BYTES_MAX = 16_384
+ID_BYTES_MAX = 100
+SAVED_BYTES_MAX = 4_194_304
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _STRANGERS = stat.S_IWGRP | stat.S_IRWXO
 """A systemd credential lets the service in by an access list, which shows as rights of the group."""
@@ -108,10 +111,10 @@ def load_or_create(state_dir: Path) -> str:
     """The agent's id. Raises ConfigError where the folder cannot be used or the file holds something else."""
     path = state_dir / "agent_id"
     try:
-        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        owned_files.make_folder(state_dir, mode=0o750)
         if not path.exists():
             write_durably(path, f"{uuid.uuid4()}\n".encode(), mode=0o640)
-        text = path.read_text(encoding="ascii").strip()
+        text = owned_files.read(path, ID_BYTES_MAX)[0].decode("ascii").strip()
         return str(uuid.UUID(text))
     except OSError as error:
         remedy = f"Create {state_dir} and give it to the agent's user."
@@ -125,45 +128,14 @@ def load_or_create(state_dir: Path) -> str:
 
 def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Whole or not at all, and on the disk: a power cut must not leave half a file. It belongs to whoever the folder belongs to."""
-    draft = path.with_name(f".{path.name}.new")
-    with suppress(FileNotFoundError):
-        draft.unlink()
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        _give(file, path.parent)
-        view = memoryview(content)
-        while view:
-            view = view[os.write(file, view) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
-    draft.rename(path)
-    sync_folder(path.parent)
-
-
-def _give(file: int | Path, folder: Path) -> None:
-    """Root works for the agent's user: what it makes is that user's."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        os.chown(file, owner.st_uid, owner.st_gid)
-
-
-def sync_folder(path: Path) -> None:
-    """Names in a folder are on the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    owned_files.write(path, content, mode=mode)
 
 
 def load_key(path: Path, *, external: bool = False) -> Key:
     """A private key from its file. Raises ConfigError where there is none, where it is none, or where others may read it."""
     key = "identity.key_file"
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(KEY_BYTES_MAX)
+        content, mode = _outside(path) if external else owned_files.read(path, KEY_BYTES_MAX)
     except OSError as error:
         raise ConfigError(
             f"the key {path} cannot be read: {error.strerror}", key=key, remedy="Give it to the agent's user alone."
@@ -183,6 +155,12 @@ def load_key(path: Path, *, external: bool = False) -> Key:
         remedy = "Make one (openssl genpkey -algorithm ed25519), or enrol again with a new one: enroll --new-key."
         raise ConfigError(f"{path} holds no Ed25519 key in PEM without a password", key=key, remedy=remedy)
     return _key(private)
+
+
+def _outside(path: Path) -> tuple[bytes, int]:
+    """A key that something else keeps may be behind a link."""
+    with path.open("rb") as file:
+        return file.read(KEY_BYTES_MAX), os.fstat(file.fileno()).st_mode
 
 
 def _key(private: "Ed25519PrivateKey") -> Key:
@@ -218,7 +196,7 @@ class Keyring:
         """What the collector said; None before the enrolment. Raises ConfigError."""
         path = self.folder / "identity.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Saved)
+            return msgspec.json.decode(owned_files.read(path, SAVED_BYTES_MAX)[0], type=Saved)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -263,8 +241,7 @@ class Keyring:
             return
         try:
             if load_key(new).key_id == saved.key_id:
-                new.rename(self.folder / "key.pem")
-                sync_folder(self.folder)
+                owned_files.rename(self.folder, new.name, "key.pem")
         except (OSError, ConfigError):
             # Half a file, or somebody else has just finished it: the current key is what it was.
             return
@@ -292,12 +269,8 @@ class Keyring:
         """Held while the key is changed: command and agent do not do so at once. Raises ConfigError."""
         remedy = "Run this as the agent's user, or as root; give the folder to that user."
         try:
-            if not self.folder.exists():
-                self.folder.mkdir(mode=0o700)
-                _give(self.folder, self.folder.parent)
-                sync_folder(self.folder.parent)
-            file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            _give(file, self.folder)
+            owned_files.make_folder(self.folder)
+            file = owned_files.open_kept(self.folder / "lock")
         except OSError as error:
             text = f"{self.folder} cannot be used: {error.strerror}"
             raise ConfigError(text, key="agent.state_dir", remedy=remedy) from None

@@ -20,6 +20,7 @@ import aiosqlite
 import msgspec
 from msgspec import Struct
 
+from agent import owned_files
 from agent.component import now_us
 from agent.streams import META, Batch, Row, Stream, advance, insert, make_gap, transaction
 from agent.wire.batch import MalformedBatch, Sealed, read_frame
@@ -59,7 +60,7 @@ def began(path: Path) -> bool:
 
 def note_made(path: Path) -> None:
     """Note that there is a buffer now, so that its disappearance is noticed."""
-    _made(path).touch()
+    os.close(owned_files.open_kept(_made(path), mode=0o640))
 
 
 def _made(path: Path) -> Path:
@@ -81,7 +82,7 @@ class Task(Struct, frozen=True):
 def begin(path: Path, why: str, *, gone: bool = False) -> None:
     """Note the task, and rename the damaged file with its -wal and -shm."""
     name = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
-    _write_durably(_marker(path), msgspec.json.encode(Task(why, None if gone else name)))
+    owned_files.write(_marker(path), msgspec.json.encode(Task(why, None if gone else name)))
     if not gone:
         for suffix in ("-wal", "-shm", ""):
             with suppress(FileNotFoundError):
@@ -114,18 +115,6 @@ def unfinished(path: Path) -> Task | None:
 def finish(path: Path) -> None:
     """The task is done, and declared."""
     _marker(path).unlink(missing_ok=True)
-
-
-def _write_durably(path: Path, body: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 async def bring_over(aside: Path, db: aiosqlite.Connection, agent: str) -> Found:

@@ -17,6 +17,7 @@ import msgspec
 import uvicorn
 from litestar import Litestar
 
+from agent import owned_files
 from collector import (
     audit,
     cli_access,
@@ -234,7 +235,7 @@ def _export(settings: Settings, options: argparse.Namespace) -> int:
                 return await export.write(
                     database, wanted, options.format, sys.stdout.buffer, query=without_people(query)
                 )
-            with options.output.open("wb") as out:
+            with owned_files.replacing(options.output) as out:
                 return await export.write(database, wanted, options.format, out, query=without_people(query))
         finally:
             await database.close()

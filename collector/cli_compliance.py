@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agent import owned_files
 from collector import compliance
 from collector.cli_store import Add
 from collector.config import Settings
@@ -57,5 +58,6 @@ def _report(settings: Settings, options: argparse.Namespace) -> int:
     if options.output is None:
         print(text)
     else:
-        options.output.write_text(text, encoding="utf-8")
+        with owned_files.replacing(options.output) as out:
+            out.write(text.encode())
     return DONE

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from agent import owned_files
 from collector import audit
 from collector.cli_store import Add, with_store
 from collector.config import Settings
@@ -94,7 +95,8 @@ def bundle_of(settings: Settings, options: argparse.Namespace, wanted: Filter, q
         data = {"query": said[:1_000], "events": len(ids), "personal": options.personal}
         await audit.record(connection, audit.Who.command(), "evidence.exported", target=options.output.name, data=data)
         body, made = await bundle.make(connection, bundle.wanted_of(ids), said, signer, personal=options.personal)
-        options.output.write_bytes(body)
+        with owned_files.replacing(options.output) as out:
+            out.write(body)
         return made
 
     try:

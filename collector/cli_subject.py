@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agent import owned_files
 from collector import processing, subject
 from collector.audit import Who
 from collector.cli_store import Add, with_store
@@ -74,8 +75,9 @@ def _export(settings: Settings, options: argparse.Namespace) -> int:
 
     async def work(connection: "Plain") -> int:
         who, count = await _who(connection, options), 0
-        with options.output.open("xb") as out:
-            options.output.chmod(0o600)
+        if options.output.exists():
+            raise FileExistsError(17, "is there already; name another file, or move it away", str(options.output))
+        with owned_files.replacing(options.output) as out:
             out.write(b'{"names":' + msgspec.json.encode(names) + b',"events":[')
             async for page in subject.events(connection, names):
                 out.write((b",\n" if count else b"\n") + b",\n".join(map(msgspec.json.encode, page)))

@@ -1,13 +1,12 @@
 """A private authority for a plant, and the certificates that it vouches for: of the collector, and of agents towards a proxy.
 
 Whoever has the authority's key can pretend to be the collector. It is needed only when a certificate is made: keep it elsewhere meanwhile.
-A file is replaced whole or not at all; keys are readable by their owner alone, from the first byte on.
+A file is replaced whole or not at all; keys are readable by their owner alone from the first byte on, and the collector's own key by the
+collector's group where root makes it.
 """
 
 import ipaddress
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from agent import owned_files
+from agent.owned_files import Owner
 
 AUTHORITY_DAYS = 3_650
 SKEW = timedelta(hours=1)
@@ -38,20 +40,6 @@ class Issuer:
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
-
-
-def write(path: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all, and on the disk."""
-    draft = path.with_name(f".{path.name}.new")
-    with suppress(FileNotFoundError):
-        draft.unlink()
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        os.write(file, content)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    draft.rename(path)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -73,8 +61,8 @@ def authority(folder: Path, name: str) -> tuple[Issuer, bool]:
     builder = builder.add_extension(_usage(signs=True), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     # The key first: a certificate without its key would be trusted and of no use.
-    write(key_file, _key_pem(key), 0o600)
-    write(certificate_file, certificate.public_bytes(Encoding.PEM), 0o644)
+    owned_files.write(key_file, _key_pem(key))
+    owned_files.write(certificate_file, certificate.public_bytes(Encoding.PEM), mode=0o644)
     return Issuer(certificate, key), True
 
 
@@ -91,8 +79,20 @@ def _read(certificate_file: Path, key_file: Path) -> Issuer:
     return Issuer(certificate, key)
 
 
-def issue(folder: Path, file: str, issuer: Issuer, names: Sequence[str], days: int, *, client: bool) -> Path:
-    """A certificate for names, with the authority's behind it; its file. The key lies beside it. Raises CannotMake."""
+def issue(
+    folder: Path,
+    file: str,
+    issuer: Issuer,
+    names: Sequence[str],
+    days: int,
+    *,
+    client: bool,
+    reader: Owner | None = None,
+) -> Path:
+    """Make a certificate for names, with the authority's behind it; return its file. The key lies beside it. Raises CannotMake.
+
+    `reader`: whose group may read the key, where root makes it in a folder of root's.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _builder(_name(names[0]), issuer.certificate.subject, key, issuer.key, days)
     purpose = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
@@ -103,8 +103,13 @@ def issue(folder: Path, file: str, issuer: Issuer, names: Sequence[str], days: i
         builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_alternative, names))), critical=False)
     certificate = builder.sign(issuer.key, hashes.SHA256())
     chain = certificate.public_bytes(Encoding.PEM) + issuer.certificate.public_bytes(Encoding.PEM)
-    write(folder / f"{file}.key", _key_pem(key), 0o600)
-    write(folder / f"{file}.pem", chain, 0o644)
+    key_file = folder / f"{file}.key"
+    if reader is None:
+        owned_files.write(key_file, _key_pem(key))
+    else:
+        # The service reads its key and cannot put another in its place.
+        owned_files.write(key_file, _key_pem(key), mode=0o640, owner=Owner(owned_files.ROOT, reader.gid))
+    owned_files.write(folder / f"{file}.pem", chain, mode=0o644)
     return folder / f"{file}.pem"
 
 

@@ -110,7 +110,6 @@ async def trust(url: str, folder: Path) -> Trusted:
     file = trusted_file(folder, url)
     before = read_certificate(file, "server_certificate_file") if file.exists() else shown
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_file(file, shown, mode=0o644)
     except OSError as error:
         remedy = "Run it as the agent's user, or name a folder that can be written."

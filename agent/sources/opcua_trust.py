@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from agent import owned_files
 from agent.component import ConfigError
 
 CERTIFICATE_DAYS = 1_825
@@ -137,8 +138,6 @@ def _make_identity(certificate_file: Path, key_file: Path) -> None:
         key, "Linewarden agent", subject_names, names, [ExtendedKeyUsageOID.CLIENT_AUTH], CERTIFICATE_DAYS
     )
     try:
-        for path in (certificate_file, key_file):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # The key first: a certificate without its key would be found on the next start and never be repaired.
         write_file(key_file, dump_private_key_as_pem(key), mode=0o600)
         write_file(certificate_file, certificate.public_bytes(Encoding.DER), mode=0o644)
@@ -148,16 +147,9 @@ def _make_identity(certificate_file: Path, key_file: Path) -> None:
 
 
 def write_file(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a whole file or none: under another name first, then renamed, on disk before it has its name."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        os.write(handle, content)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    part.replace(path)
+    """Write a whole file or none, on the disk before it has its name, owned by the owner of its folder."""
+    owned_files.make_folder(path.parent)
+    owned_files.write(path, content, mode=mode)
 
 
 def trusted_file(folder: Path, url: str) -> Path:

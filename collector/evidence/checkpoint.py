@@ -9,7 +9,6 @@ and noting that it was written), never none.
 import asyncio
 import contextlib
 import os
-import secrets
 import socket
 import ssl
 import stat
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from agent import owned_files
 from collector.evidence import note as note_
 from collector.evidence.note import Checkpoint, Signer
 from collector.store import tree
@@ -97,26 +97,9 @@ def _read_key(file: Path) -> Ed25519PrivateKey:
 
 def _make_key(file: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.generate()
-    # A name of its own also within a process: retention and checkpoints may both be the first to want a key.
-    fresh = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    handle = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.link(fresh, file)  # of two that make one at once the first wins
-        except FileExistsError:
-            return _read_key(file)
-    finally:
-        fresh.unlink()
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return key
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    # Retention and checkpoints may both be the first to want a key.
+    return key if owned_files.make_once(file, pem) else _read_key(file)
 
 
 async def default_name(connection: "Anyone") -> str:
@@ -217,7 +200,7 @@ async def write(target: str, checkpoint: "StoredCheckpoint", places: Places) -> 
 
 def _append(file: Path, text: str) -> None:
     """Durably behind what is there. Line ends before it, so that what a kill left half-written does not run into it."""
-    handle = os.open(file, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+    handle = owned_files.open_kept(file, mode=0o644, flags=os.O_APPEND | os.O_WRONLY)
     try:
         body = f"\n\n{text}\n".encode()
         if os.write(handle, body) != len(body):

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,8 @@ class Scene:
             poll_until(self._has_all, why=f"the agent did not read its log: {self.agent.log}")
 
     def _has_all(self) -> bool:
-        with sqlite3.connect(f"file:{self.buffer}?mode=ro", uri=True, timeout=10) as db:
+        with closing(sqlite3.connect(f"file:{self.buffer}?mode=ro", uri=True, timeout=10)) as db, db:
             found = db.execute("SELECT cursor FROM cursors WHERE source = 'auth'").fetchone()
-        db.close()
         return found is not None and f'"offset":{self.log.stat().st_size}'.encode() in bytes(found[0]).replace(
             b" ", b""
         )
@@ -104,9 +104,8 @@ def delete(file: Path) -> None:
 
 def checkpointed(file: Path) -> None:
     """Everything in the file itself, so that the harm done to it is done to the events."""
-    with sqlite3.connect(file) as db:
+    with closing(sqlite3.connect(file)) as db, db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    db.close()
 
 
 @pytest.mark.parametrize("harm", [corrupt_pages, truncate, zero, delete])

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -476,7 +476,7 @@ async def test_a_batch_damaged_inside_is_replaced_by_a_gap(tmp_path: Path) -> No
         for n in range(5):
             await buffer.append([event(n)])
         target = (await buffer.peek(1_000_000))[2]
-    with sqlite3.connect(tmp_path / "buffer.db") as db:
+    with closing(sqlite3.connect(tmp_path / "buffer.db")) as db, db:
         db.execute("UPDATE batches SET frame = ? WHERE no = 3", (target.wire[:-20] + b"x" * 20,))
     async with opened(tmp_path) as buffer:
         assert await buffer.check(target.buffer, target.lane, 2)
@@ -548,10 +548,12 @@ async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
 async def test_a_buffer_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
     async with opened(tmp_path):
         pass
-    with sqlite3.connect(tmp_path / "buffer.db") as db:
+    with closing(sqlite3.connect(tmp_path / "buffer.db")) as db, db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(ConfigError, match="written by a newer Linewarden"):
         await Buffer.open(tmp_path / "buffer.db", SMALL, AGENT)
+    left = [thread.name for thread in threading.enumerate() if "connection_worker" in thread.name]
+    assert left == [], "a thread that is left keeps the agent from ending"
 
 
 async def test_a_folder_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> None:
