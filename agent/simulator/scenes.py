@@ -38,6 +38,9 @@ def _all(*parts: Iterable[Happening]) -> Happenings:
     return tuple(sorted((one for part in parts for one in part), key=lambda one: one[0]))
 
 
+_ILLEGAL_ADDRESS = {"exception_code": 2}
+
+
 def _many(type_: str, count: int, *, every_s: float = 1.0, start_s: float = 0.0, **fields: Any) -> Happenings:
     return tuple((start_s + n * every_s, type_, fields) for n in range(count))
 
@@ -209,10 +212,14 @@ _MACHINES: Final = {
         at=_many("authentication.session.rejected", 3),
     ),
     "device_scan": Scene(
-        positive=_many("device.exception", 60, every_s=0.5),
-        negatives={"one address that is not there": _many("device.exception", 60, every_s=5)},
-        below=_many("device.exception", 20, every_s=4),
-        at=_many("device.exception", 20),
+        positive=_many("device.exception", 60, every_s=0.5, data=_ILLEGAL_ADDRESS),
+        negatives={
+            "one address that is not there": _many("device.exception", 60, every_s=5, data=_ILLEGAL_ADDRESS),
+            "a busy device": _many("device.exception", 60, every_s=0.5, data={"exception_code": 6}),
+            "a device that answers again": _many("device.exception", 60, every_s=0.5, data={"exception_code": None}),
+        },
+        below=_many("device.exception", 20, every_s=4, data=_ILLEGAL_ADDRESS),
+        at=_many("device.exception", 20, data=_ILLEGAL_ADDRESS),
     ),
     "faults": Scene(
         positive=_many("equipment.fault", 9),

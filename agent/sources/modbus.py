@@ -8,7 +8,7 @@ setpoint, a mode or a counter was before is in the cursor, so that a change in t
 whom or when.
 
 The cadence is kept by due times, not by pauses: a slow cycle does not shift the next one, and a cycle that is missed is counted and said.
-Only reads leave this program (agent.sources.modbus_link has no other requests).
+Only reads leave this program (agent.sources.modbus_client is the fence around pymodbus's client).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -32,7 +32,7 @@ from agent.sources.modbus_link import (
     Timing,
     parse_url,
 )
-from agent.sources.modbus_points import ConfigPoint, Watch
+from agent.sources.modbus_points import ConfigPoint, Watch, modicon
 from agent.sources.modbus_units import Limits, Unit, in_order
 from agent.wire.event import Event
 
@@ -95,6 +95,10 @@ class ConfigModbus:
     bits_per_request_max: Annotated[int, Ge(1), Le(BITS_MAX)] = BITS_MAX
     bridge_addresses_max: Annotated[int, Ge(0), Le(100)] = 0
     """So many addresses that nobody configured may be read along between two points, to save a request."""
+    transaction_id: Literal["check", "ignore"] = "check"
+    """ignore: for a gateway that does not send the transaction id of a request back. Its answers are then guarded like those of RTU: after
+    a time-out the connection is made anew, and an answer is taken only if no second one follows. Not beside another client.
+    """
     identity: bool = False
     """Ask each unit who it is (function 43), on a connection of its own. Some devices choke on it."""
     identity_interval_s: Annotated[float, Ge(1), Le(604_800)] = 3_600.0
@@ -105,6 +109,8 @@ class ConfigModbus:
             address = parse_url(self.url)
         except ValueError as error:
             raise ValueError(f"url: {error}") from None
+        if address.rtu and self.transaction_id == "ignore":
+            raise ValueError(f"transaction_id: {address.scheme}:// has no transaction ids; remove it")
         if self.tls != ConfigTls() and address.scheme != "tls":
             raise ValueError(f"tls: certificates have no use with {address.scheme}://; write tls:// or remove them")
         if bool(self.tls.key_file) and not self.tls.certificate_file:
@@ -142,6 +148,18 @@ class ConfigModbus:
     def timing(self) -> Timing:
         """How long to wait for what."""
         return Timing(self.timeout_s, self.connect_timeout_s, self.connect_pause_s, self.request_pause_s)
+
+    def warnings(self) -> Iterable[tuple[str, str, str]]:
+        """What works, and is probably meant otherwise: (key, what, what to do)."""
+        for number, unit in enumerate(self.all_units()):
+            place = f"units[{number}].points" if self.units else "points"
+            found = [(at, hint) for at, p in enumerate(unit.points) if (hint := modicon(p.table, p.address))]
+            if not found:
+                continue
+            at, hint = found[0]
+            more = f" (and {len(found) - 1} more points of unit {unit.unit})" if len(found) > 1 else ""
+            text = f"{unit.points[at].name!r} is read from address {unit.points[at].address} of {unit.points[at].table}{more}"
+            yield f"{place}[{at}].address", text, f"{hint}. Leave it where the device really counts that far."
 
     def problems(self) -> Iterable[tuple[str, str, str]]:
         """Files and devices that are not there or cannot be read: (key, what is wrong, what to do)."""
@@ -276,7 +294,8 @@ class ModbusSource:
     async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         """One connection's worth of events; see agent.component.Source."""
         position = Position.load(cursor)
-        link = Link(self._address, self._config.timing(), self._config.tls)
+        config = self._config
+        link = Link(self._address, config.timing(), config.tls, ignore_id=config.transaction_id == "ignore")
         self._events = []
         try:
             await link.open()
@@ -334,7 +353,7 @@ class ModbusSource:
     async def _cycle(self, link: Link, position: Position, cadence: _Cadence) -> None:
         """Ask every unit for everything, once: first those that answer, then, with the time that is left, those that did not."""
         for unit in in_order(self._units, lambda unit: not unit.suspended):
-            await self._poll(link, position, unit, None)
+            await self._poll(link, position, unit, None, max(0.0, cadence.left_s() / 2))
         for unit in in_order(self._units, lambda unit: unit.suspended and unit.is_due(time.monotonic())):
             patience_s = unit.patience_s(cadence.left_s(), self._config.timeout_s)
             if patience_s is not None:
@@ -344,10 +363,12 @@ class ModbusSource:
         self._count(link)
         position.seen_us = now_us()
 
-    async def _poll(self, link: Link, position: Position, unit: Unit, patience_s: float | None) -> None:
+    async def _poll(
+        self, link: Link, position: Position, unit: Unit, patience_s: float | None, spare_s: float = 0.0
+    ) -> None:
         """One unit, once. What it says of setpoints and counters is known from here on."""
         try:
-            await unit.poll(link, patience_s)
+            await unit.poll(link, patience_s, spare_s)
         finally:
             position.known |= unit.memory()
         self._events += self._changed(position, unit)

@@ -28,6 +28,10 @@ from agent.sources.modbus_plan import Span
 from agent.sources.signals import ConfigSignal, check_signal
 from agent.wire.event import INFORMATIONAL, LOW, Event
 
+ADDRESS_MAX: Final = 65_535
+_MODICON: Final[dict[int, Table]] = {1: "discrete", 3: "input", 4: "holding"}
+"""What the first digit of a Modicon number means; 0 (coils) cannot be told from an address."""
+
 Role = Literal["reading", "counter", "state", "setpoint", "mode", "identity"]
 Order = Literal["big", "little"]
 Value = int | float | bool | str | None
@@ -63,7 +67,8 @@ class ConfigPoint(ConfigSignal):
 
     name: Annotated[str, MinLen(1), MaxLen(200)]
     table: Table = "holding"
-    address: Annotated[int, Ge(0), Le(65_535)]
+    address: Annotated[int, Ge(0), Le(499_999)]
+    """At most ADDRESS_MAX; a larger one is refused with the address that its Modicon number stands for."""
     type: str | None = None
     """int16 uint16 int32 uint32 int64 uint64 float32 float64 bool string(N). Without it: bool in the bit tables, uint16 elsewhere."""
     word_order: Order = "big"
@@ -90,7 +95,10 @@ class ConfigPoint(ConfigSignal):
             raise ValueError(f"type: the table {self.table} holds bits, so it can only be bool")
         if kind.startswith("string") and not 1 <= self.registers <= REGISTERS_MAX:
             raise ValueError(f"type: a string has 1 to {REGISTERS_MAX * 2} characters")
-        if self.address + self.span.count > 65_536:  # noqa: PLR2004 (the address space)
+        if self.address > ADDRESS_MAX:
+            hint = modicon(self.table, self.address) or "addresses count from 0, as on the wire"
+            raise ValueError(f"address: {self.address} is beyond {ADDRESS_MAX}; {hint}")
+        if self.address + self.span.count > ADDRESS_MAX + 1:
             raise ValueError(f"address: {kind} at {self.address} reaches beyond 65535")
         self._check_bits()
         if self.deadband is not None and self.deadband_percent is not None:
@@ -138,6 +146,21 @@ class ConfigPoint(ConfigSignal):
     def span(self) -> Span:
         """The addresses that it needs."""
         return Span(self.table, self.address, self.registers)
+
+
+def modicon(table: str, address: int) -> str:
+    """How to write what looks like a Modicon number (40101, 400101: holding 100); empty where it does not.
+
+    A number of another table than the point's is one too, where the point's table is the default.
+    """
+    for size in (10_000, 100_000):
+        first, number = divmod(address, size)
+        meant = _MODICON.get(first)
+        if meant is not None and number and table in (meant, "holding"):
+            return (
+                f'{address} looks like a Modicon number; if it is one, write table = "{meant}", address = {number - 1}'
+            )
+    return ""
 
 
 # From bytes to values -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """For the command `probe`: finds out politely which addresses of a device can be read, before it is configured.
 
-Only reads are sent (agent.sources.modbus_link has no other requests), one at a time and never more than `rate_per_s`. A block that is
+Only reads are sent (agent.sources.modbus_client lets nothing else out), one at a time and never more than `rate_per_s`. A block that is
 refused is asked for in halves; a table that the device does not know at all is left at its first answer; a device that falls silent is left
 in peace after SILENCES_MAX questions. What was found until then is given back, as it is when the person who waits has seen enough.
 """

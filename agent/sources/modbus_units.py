@@ -7,15 +7,22 @@
 A silent unit costs its neighbours FAILURES_MAX timeouts (telegraf#11782, node-red-contrib-modbus#446), then nothing but idle time.
 Every FULL_PATIENCE_EVERYth try takes a whole timeout, for it may have become slow: one in a minute or two.
 
+A block that is not answered, or not with an answer to it, costs itself and not its unit as long as another block is answered: it is asked
+last from then on, so that it delays nothing, and is cut in halves until what is wrong stands alone.
+
 A unit that refuses a block is asked for halves of it until the point that it refuses stands alone (telegraf#14671); that is remembered,
 the point is named, and asked for again every RETRY_S. One that says nothing where others would refuse is found out likewise, a cut at a
 time. An exception is an event when it begins, when it becomes another, and when it ends.
+
+A unit that is busy (exception 5 or 6) is asked again in the time that is left of the cycle, then with growing pauses. It is an event only
+when it stays so, and once in BUSY_EVENT_S at most: being busy is no answer about an address, and nothing that an attacker is found by.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, compress, islice
 from operator import ne
 from typing import Any, Final, NamedTuple
@@ -32,7 +39,7 @@ from agent.sources.modbus_link import (
     ShortAnswer,
 )
 from agent.sources.modbus_plan import Block, Span, plan
-from agent.sources.modbus_points import CONFIRMED, Watch
+from agent.sources.modbus_points import CONFIRMED, Watch, modicon
 from agent.wire.event import INFORMATIONAL, Event
 
 FAILURES_MAX: Final = 2
@@ -45,7 +52,39 @@ FULL_PATIENCE_EVERY: Final = 4
 PATIENCE_S_MIN: Final = 0.05
 SPLITTING: Final = frozenset({2, 3})
 """Exceptions that say something about the addresses asked for, so that another question may be answered."""
+SPLITS_A_CYCLE_MAX: Final = 32
+"""Requests that find out what a refused block cannot be asked for; the next cycle goes on where this one ended."""
+WRONG_A_CYCLE_MAX: Final = 3
+"""Blocks with a wrong answer, after which the rest of the unit waits for the next cycle: each may have cost a new connection."""
+BUSY: Final = frozenset({5, 6})
+"""Exceptions that say: later."""
+BUSY_PAUSES_S: Final = (0.05, 0.1, 0.2)
+"""Before a busy block is asked again within its cycle, where so much is left of it."""
+BUSY_S_MIN, BUSY_S_MAX = 0.2, 30.0
+"""How long a block is left alone that stays busy: doubled each time."""
+BUSY_TOLD: Final = 3
+"""Cycles in a row in which a block was busy, after which it is an event."""
+BUSY_EVENT_S: Final = 600.0
+BUSY_A_CYCLE_MAX: Final = 2
+"""Busy answers with no other answer of the unit, after which the rest of it waits for the next cycle."""
 NAMES_MAX = 10
+REMEDIES: Final = {
+    1: "the device does not know this table; check `table` in its manual",
+    2: "check the address and the table in the device's manual",
+    3: "check the address and the table in the device's manual, or lower registers_per_request_max or bits_per_request_max",
+    4: "the device reports a failure of its own; look at the device",
+    5: "it is busy and is asked less often until it answers; raise interval_s if it stays so",
+    6: "it is busy and is asked less often until it answers; raise interval_s if it stays so",
+}
+"""What to do about an exception."""
+
+
+class _Busy(Exception):
+    """The unit wants to be asked later."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +107,17 @@ class _Place(NamedTuple):
 class _Asked:
     """A block, with the bytes that were last taken from it."""
 
-    __slots__ = ("_at", "block", "confirmed", "due_s", "last", "places", "silences")
+    __slots__ = ("_at", "again_s", "block", "busy", "confirmed", "due_s", "last", "misses", "places")
 
     def __init__(self, block: Block, watches: dict[Span, list[Watch]]) -> None:
         self.block = block
         self.last: bytes | None = None
-        self.silences = 0
-        """Times in a row that it was not answered although another block of the unit was."""
+        self.misses = 0
+        """Times in a row that it was not answered, or wrongly, although another block of the unit was."""
+        self.busy = 0
+        """Cycles in a row that it was busy."""
+        self.again_s = 0.0
+        """It is left alone until then, by the monotonic clock."""
         self.due_s = 0.0
         """No heartbeat is due before this."""
         bits = block.table in ("coil", "discrete")
@@ -94,6 +137,20 @@ class _Asked:
         """The points of which a byte is another than it was."""
         # A point comes up with each byte of it that changed, and is looked at once.
         return dict.fromkeys(chain.from_iterable(compress(self._at, map(ne, payload, last))))
+
+
+@dataclass(slots=True)
+class _Round:
+    """What came of asking a unit for its blocks, once."""
+
+    answered: bool
+    busy: list[tuple[_Asked, int]] = field(default_factory=list)
+    missed: list[tuple[_Asked, NoAnswer]] = field(default_factory=list)
+
+    @property
+    def silent(self) -> bool:
+        """It ended with a block that was not answered at all."""
+        return bool(self.missed) and not isinstance(self.missed[-1][1], BadAnswer)
 
 
 def _cut(payload: bytes, begin: int, end: int) -> bytes:
@@ -123,12 +180,18 @@ class Unit:
         for watch in watches:
             self._by_span.setdefault(watch.span, []).append(watch)
         self._cuts: set[tuple[str, int]] = set()
+        self._suspects: set[Span] = set()
+        """Of blocks that were not answered, or wrongly: these are asked last."""
+        self._splits_left = 0
+        self._busy_event_s = -BUSY_EVENT_S
+        """When being busy was an event last."""
         self._refused: dict[Span, float] = {}
         """Asked alone, and when again."""
         self._asked: list[_Asked] = []
         self._exceptions: dict[tuple[Span, ...], int] = {}
         self._events: list[Event] = []
         self._tries = 0
+        self._suspended_tries = 0
         self._again_s = 0.0
         self._wait_s = SUSPENDED_S_MIN
 
@@ -146,7 +209,12 @@ class Unit:
             cuts=self._cuts,
             apart=self._refused,
         )
+        before = {asked.block.spans: asked for asked in self._asked}
         self._asked = [_Asked(block, self._by_span) for block in blocks]
+        for asked in self._asked:
+            if (same := before.get(asked.block.spans)) is not None:
+                asked.misses, asked.busy, asked.again_s = same.misses, same.busy, same.again_s
+        self._asked.sort(key=lambda asked: not self._suspects.isdisjoint(asked.block.spans))
 
     @property
     def requests_planned(self) -> int:
@@ -164,26 +232,104 @@ class Unit:
             return timeout_s
         return left_s if left_s >= PATIENCE_S_MIN else None
 
-    async def poll(self, link: Link, patience_s: float | None = None) -> None:
-        """Ask for everything once; `drain` has what it was worth. Silence ends it and is counted here. Raises NotConnected."""
-        answered = False
-        asked: _Asked | None = None
-        try:
-            for asked in list(self._asked):
+    async def poll(self, link: Link, patience_s: float | None = None, spare_s: float = 0.0) -> None:
+        """Ask for everything once; `drain` has what it was worth. Silence ends it and is counted here. Raises NotConnected.
+
+        `spare_s` may be spent on asking again what is busy.
+        """
+        self._splits_left = SPLITS_A_CYCLE_MAX
+        alive, patience_s = await self._sign_of_life(link, patience_s)
+        came = await self._round(link, patience_s, alive=alive)
+        if not came.answered and (came.missed or (came.busy and self.suspended)):
+            self._nothing(came)
+            return
+        wrong = [self._missed(asked, error, sure=alive) for asked, error in came.missed]
+        if any(wrong):
+            self._lay_out()
+        if not came.silent:
+            await self._again(link, came.busy, spare_s)
+            await self._retries(link)
+        if came.answered or not self._asked:
+            self._works()
+
+    async def _round(self, link: Link, patience_s: float | None, *, alive: bool) -> _Round:
+        """Ask for every block that is due. Silence ends it, wrong answers and busy ones do after a few."""
+        came = _Round(answered=alive)
+        now_s = time.monotonic()
+        for asked in [asked for asked in self._asked if now_s >= asked.again_s]:
+            try:
                 await self._block(link, asked, patience_s)
-                patience_s, answered = None, True
-            asked = None
-            now_s = time.monotonic()
-            due = (span for span, again_s in list(self._refused.items()) if now_s >= again_s)
-            for span in islice(due, RETRIES_A_CYCLE_MAX):
-                await self._retry(link, span)
-        except NoAnswer as error:
-            if answered and asked is not None and not isinstance(error, BadAnswer):
-                self._silent(asked, str(error))
+            except _Busy as error:
+                came.busy.append((asked, error.code))
+                if len(came.busy) >= BUSY_A_CYCLE_MAX and not came.answered:
+                    break
+            except NoAnswer as error:
+                came.missed.append((asked, error))
+                if came.silent or len(came.missed) >= WRONG_A_CYCLE_MAX:
+                    break
             else:
-                self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
-                return
-        self._works()
+                came.answered = True
+            patience_s = None
+        return came
+
+    async def _sign_of_life(self, link: Link, patience_s: float | None) -> tuple[bool, float | None]:
+        """Whether a unit that seems dead answers a single point: then it is a block that it does not answer, and not the unit.
+
+        Every second try of a suspended unit begins so. What comes is thrown away; the plan is asked for next.
+        """
+        if not self.suspended or self._suspended_tries % 2 == 0 or not self._asked:
+            return False, patience_s
+        spans = self._asked[0].block.spans
+        if len(spans) == 1:
+            return False, patience_s
+        span = spans[self._suspended_tries // 2 % len(spans)]
+        try:
+            await link.read(self.id, span.table, span.address, span.count, patience_s)
+        except Exceptional as error:
+            return error.code not in GATEWAY_EXCEPTIONS, None
+        except ShortAnswer:
+            return True, None
+        except NoAnswer:
+            return False, patience_s
+        return True, None
+
+    async def _again(self, link: Link, busy: list[tuple[_Asked, int]], spare_s: float) -> None:
+        """Ask again for what was busy, as long as there is time; what stays busy is left alone for a while."""
+        for pause_s in BUSY_PAUSES_S:
+            if not busy or pause_s > spare_s:
+                break
+            spare_s -= pause_s
+            await asyncio.sleep(pause_s)
+            still: list[tuple[_Asked, int]] = []
+            for asked, _ in busy:
+                try:
+                    await self._block(link, asked)
+                except _Busy as error:
+                    still.append((asked, error.code))
+                except NoAnswer as error:
+                    if self._missed(asked, error):
+                        self._lay_out()
+            busy = still
+        for asked, code in busy:
+            self._stays_busy(asked, code)
+
+    def _stays_busy(self, asked: _Asked, code: int) -> None:
+        asked.busy += 1
+        wait_s = min(BUSY_S_MIN * 2 ** min(asked.busy - 1, 10), BUSY_S_MAX)
+        now_s = time.monotonic()
+        asked.again_s = now_s + wait_s
+        self._report.count("busy")
+        if asked.busy >= BUSY_TOLD and (
+            asked.block.spans in self._exceptions or now_s - self._busy_event_s >= BUSY_EVENT_S
+        ):
+            self._busy_event_s = now_s
+            self._exception(asked.block, code)
+
+    async def _retries(self, link: Link) -> None:
+        now_s = time.monotonic()
+        due = (span for span, again_s in list(self._refused.items()) if now_s >= again_s)
+        for span in islice(due, RETRIES_A_CYCLE_MAX):
+            await self._retry(link, span)
 
     def memory(self) -> dict[str, list[Any]]:
         """What its points have to know again after a restart, by their keys."""
@@ -194,24 +340,40 @@ class Unit:
         events, self._events = self._events, []
         return events
 
-    def _silent(self, asked: _Asked, text: str) -> None:
-        """A block that is not answered while others of the unit are. It goes to the end; by and by what is silent is found in it."""
-        self._report.count("timeouts")
-        asked.silences += 1
-        if asked.silences < FAILURES_MAX:
-            self._asked.remove(asked)
-            self._asked.append(asked)
-            return
+    def _nothing(self, came: _Round) -> None:
+        """Nothing of the unit was answered: it is the unit. Next time another block is asked first, in case it is that block."""
+        for asked, _ in came.missed:
+            self._last(asked)
+        error: Exception = came.missed[-1][1] if came.missed else Exceptional(came.busy[-1][1])
+        self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
+
+    def _missed(self, asked: _Asked, error: NoAnswer, *, sure: bool = False) -> bool:
+        """A block that is not answered, or wrongly, while others of the unit are. Whether the plan is to be laid out anew.
+
+        It may be a slip; of the second time, or where the unit answered for nothing else just before (`sure`), it is the block.
+        """
+        self._report.count("bad_answers" if isinstance(error, BadAnswer) else "timeouts")
+        asked.misses += 1
+        self._suspects |= set(asked.block.spans)
+        if asked.misses < FAILURES_MAX and not sure:
+            self._last(asked)
+            return False
         halves = asked.block.halves()
         if halves is None:
-            self._refuse(asked.block, text, None)
+            self._refuse(asked.block, str(error), None)
         else:
             self._cuts.add((halves[1].table, halves[1].address))
-        self._lay_out()
+        return True
+
+    def _last(self, asked: _Asked) -> None:
+        """Asked last from now on."""
+        if asked in self._asked:
+            self._asked.remove(asked)
+            self._asked.append(asked)
 
     def _works(self) -> None:
         self.answered_us = now_us()
-        self.failures = self._tries = 0
+        self.failures = self._tries = self._suspended_tries = 0
         self.suspended = False
         self._wait_s = SUSPENDED_S_MIN
         self._report.ok(self.label)
@@ -223,6 +385,7 @@ class Unit:
         self._report.fault(f"{self.label}: {text}", self.label)
         if self.failures >= FAILURES_MAX:
             self.suspended = True
+            self._suspended_tries += 1
             self._again_s = time.monotonic() + random.uniform(self._wait_s / 2, self._wait_s)  # noqa: S311 (jitter)
             self._wait_s = min(self._wait_s * 2, SUSPENDED_S_MAX)
 
@@ -232,19 +395,29 @@ class Unit:
         try:
             payload = await self._read(link, asked.block, patience_s)
         except ShortAnswer as error:
+            self._answers(asked)
             await self._split(link, asked, f"{error}; its answers are limited", None)
         except Exceptional as error:
             if error.code in GATEWAY_EXCEPTIONS:
                 # The gateway answers for a unit that does not: the unit is silent.
                 raise NoAnswer(str(error)) from None
+            if error.code in BUSY:
+                raise _Busy(error.code) from None
+            self._answers(asked)
             if error.code in SPLITTING:
                 await self._split(link, asked, str(error), error.code)
             else:
                 self._exception(asked.block, error.code)
         else:
-            asked.silences = 0
+            self._answers(asked)
             self._exception(asked.block, None)
             await self._take(link, asked, payload)
+
+    def _answers(self, asked: _Asked) -> None:
+        asked.misses = asked.busy = 0
+        asked.again_s = 0.0
+        if self._suspects:
+            self._suspects -= set(asked.block.spans)
 
     async def _read(self, link: Link, block: Block, patience_s: float | None = None) -> bytes:
         payload = await link.read(self.id, block.table, block.address, block.count, patience_s)
@@ -298,11 +471,14 @@ class Unit:
             self._refuse(asked.block, text, code)
             self._lay_out()
             return
+        if self._splits_left <= 0:
+            return  # asked for again next cycle, without what was found until now
+        self._splits_left -= len(halves)
         self._settle(asked.block)
         refused_before = set(self._refused)
         for half in halves:
             await self._block(link, _Asked(half, self._by_span))
-        if set(self._refused) == refused_before:
+        if set(self._refused) == refused_before and self._splits_left > 0:
             # Each half is answered: the device does not let one request reach across this address.
             self._cuts.add((halves[1].table, halves[1].address))
         self._lay_out()
@@ -316,9 +492,9 @@ class Unit:
         names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
         for span in block.spans:
             self._refused[span] = time.monotonic() + RETRY_S
+            hint = modicon(span.table, span.address) or REMEDIES[2]
             self._report.fault(
-                f"{self.label}: {block.table} {span.address} ({', '.join(names[:NAMES_MAX])}): {text}; "
-                "check the address and the table in the device's manual",
+                f"{self.label}: {block.table} {span.address} ({', '.join(names[:NAMES_MAX])}): {text}; {hint}",
                 self._part(span),
             )
         self._exception(block, code)
@@ -355,7 +531,10 @@ class Unit:
             self._exceptions[block.spans] = code
             self._report.count("exceptions")
             if code not in SPLITTING:
-                self._report.fault(f"{self.label}: {where}: exception {code} ({EXCEPTIONS.get(code, 'unknown')})", part)
+                remedy = REMEDIES.get(code, "look it up in the device's manual")
+                self._report.fault(
+                    f"{self.label}: {where}: exception {code} ({EXCEPTIONS.get(code, 'unknown')}); {remedy}", part
+                )
         names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
         self._events.append(self._exception_event(block, where, names[:NAMES_MAX], code, before))
 
