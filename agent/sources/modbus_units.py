@@ -23,11 +23,11 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain, compress, islice
-from operator import ne
-from typing import Any, Final, NamedTuple
+from itertools import islice
+from typing import Any, Final
 
 from agent.component import Report, now_us
+from agent.sources.modbus_blocks import Asked, Place, cut
 from agent.sources.modbus_link import (
     EXCEPTIONS,
     GATEWAY_EXCEPTIONS,
@@ -39,7 +39,7 @@ from agent.sources.modbus_link import (
     ShortAnswer,
 )
 from agent.sources.modbus_plan import Block, Span, plan
-from agent.sources.modbus_points import CONFIRMED, Watch, modicon
+from agent.sources.modbus_points import Watch, modicon
 from agent.wire.event import INFORMATIONAL, Event
 
 FAILURES_MAX: Final = 2
@@ -96,66 +96,18 @@ class Limits:
     bridge_max: int
 
 
-class _Place(NamedTuple):
-    """A point, and where its bytes stand in an answer; `end` is 0 where it is a single bit."""
-
-    watch: Watch
-    begin: int
-    end: int
-
-
-class _Asked:
-    """A block, with the bytes that were last taken from it."""
-
-    __slots__ = ("_at", "again_s", "block", "busy", "confirmed", "due_s", "last", "misses", "places")
-
-    def __init__(self, block: Block, watches: dict[Span, list[Watch]]) -> None:
-        self.block = block
-        self.last: bytes | None = None
-        self.misses = 0
-        """Times in a row that it was not answered, or wrongly, although another block of the unit was."""
-        self.busy = 0
-        """Cycles in a row that it was busy."""
-        self.again_s = 0.0
-        """It is left alone until then, by the monotonic clock."""
-        self.due_s = 0.0
-        """No heartbeat is due before this."""
-        bits = block.table in ("coil", "discrete")
-        self.places: list[_Place] = []
-        self._at: list[list[_Place]] = [[] for _ in range(-(-block.count // 8) if bits else block.count * 2)]
-        """The points that a byte is a part of."""
-        for span in block.spans:
-            offset = span.address - block.address
-            where = (offset, 0) if bits else (offset * 2, (offset + span.count) * 2)
-            places = [_Place(watch, *where) for watch in watches[span]]
-            self.places += places
-            for byte in (offset >> 3,) if bits else range(*where):
-                self._at[byte] += places
-        self.confirmed = [place for place in self.places if place.watch.config.role in CONFIRMED]
-
-    def changed(self, payload: bytes, last: bytes) -> Iterable[_Place]:
-        """The points of which a byte is another than it was."""
-        # A point comes up with each byte of it that changed, and is looked at once.
-        return dict.fromkeys(chain.from_iterable(compress(self._at, map(ne, payload, last))))
-
-
 @dataclass(slots=True)
 class _Round:
     """What came of asking a unit for its blocks, once."""
 
     answered: bool
-    busy: list[tuple[_Asked, int]] = field(default_factory=list)
-    missed: list[tuple[_Asked, NoAnswer]] = field(default_factory=list)
+    busy: list[tuple[Asked, int]] = field(default_factory=list)
+    missed: list[tuple[Asked, NoAnswer]] = field(default_factory=list)
 
     @property
     def silent(self) -> bool:
         """It ended with a block that was not answered at all."""
         return bool(self.missed) and not isinstance(self.missed[-1][1], BadAnswer)
-
-
-def _cut(payload: bytes, begin: int, end: int) -> bytes:
-    """The bytes of one point; of a bit (end 0) a single byte, 0 or 1."""
-    return payload[begin:end] if end else b"\1" if payload[begin >> 3] >> (begin & 7) & 1 else b"\0"
 
 
 class Unit:
@@ -187,7 +139,7 @@ class Unit:
         """When being busy was an event last."""
         self._refused: dict[Span, float] = {}
         """Asked alone, and when again."""
-        self._asked: list[_Asked] = []
+        self._asked: list[Asked] = []
         self._exceptions: dict[tuple[Span, ...], int] = {}
         self._events: list[Event] = []
         self._tries = 0
@@ -210,7 +162,7 @@ class Unit:
             apart=self._refused,
         )
         before = {asked.block.spans: asked for asked in self._asked}
-        self._asked = [_Asked(block, self._by_span) for block in blocks]
+        self._asked = [Asked(block, self._by_span) for block in blocks]
         for asked in self._asked:
             if (same := before.get(asked.block.spans)) is not None:
                 asked.misses, asked.busy, asked.again_s = same.misses, same.busy, same.again_s
@@ -293,14 +245,14 @@ class Unit:
             return False, patience_s
         return True, None
 
-    async def _again(self, link: Link, busy: list[tuple[_Asked, int]], spare_s: float) -> None:
+    async def _again(self, link: Link, busy: list[tuple[Asked, int]], spare_s: float) -> None:
         """Ask again for what was busy, as long as there is time; what stays busy is left alone for a while."""
         for pause_s in BUSY_PAUSES_S:
             if not busy or pause_s > spare_s:
                 break
             spare_s -= pause_s
             await asyncio.sleep(pause_s)
-            still: list[tuple[_Asked, int]] = []
+            still: list[tuple[Asked, int]] = []
             for asked, _ in busy:
                 try:
                     await self._block(link, asked)
@@ -313,7 +265,7 @@ class Unit:
         for asked, code in busy:
             self._stays_busy(asked, code)
 
-    def _stays_busy(self, asked: _Asked, code: int) -> None:
+    def _stays_busy(self, asked: Asked, code: int) -> None:
         asked.busy += 1
         wait_s = min(BUSY_S_MIN * 2 ** min(asked.busy - 1, 10), BUSY_S_MAX)
         now_s = time.monotonic()
@@ -347,7 +299,7 @@ class Unit:
         error: Exception = came.missed[-1][1] if came.missed else Exceptional(came.busy[-1][1])
         self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
 
-    def _missed(self, asked: _Asked, error: NoAnswer, *, sure: bool = False) -> bool:
+    def _missed(self, asked: Asked, error: NoAnswer, *, sure: bool = False) -> bool:
         """A block that is not answered, or wrongly, while others of the unit are. Whether the plan is to be laid out anew.
 
         It may be a slip; of the second time, or where the unit answered for nothing else just before (`sure`), it is the block.
@@ -365,7 +317,7 @@ class Unit:
             self._cuts.add((halves[1].table, halves[1].address))
         return True
 
-    def _last(self, asked: _Asked) -> None:
+    def _last(self, asked: Asked) -> None:
         """Asked last from now on."""
         if asked in self._asked:
             self._asked.remove(asked)
@@ -391,7 +343,7 @@ class Unit:
 
     # One block ----------------------------------------------------------------------------------------------------------------
 
-    async def _block(self, link: Link, asked: _Asked, patience_s: float | None = None) -> None:
+    async def _block(self, link: Link, asked: Asked, patience_s: float | None = None) -> None:
         try:
             payload = await self._read(link, asked.block, patience_s)
         except ShortAnswer as error:
@@ -413,7 +365,7 @@ class Unit:
             self._exception(asked.block, None)
             await self._take(link, asked, payload)
 
-    def _answers(self, asked: _Asked) -> None:
+    def _answers(self, asked: Asked) -> None:
         asked.misses = asked.busy = 0
         asked.again_s = 0.0
         if self._suspects:
@@ -424,11 +376,11 @@ class Unit:
         self._report.count("registers" if READS[block.table] > 2 else "bits", block.count)  # noqa: PLR2004 (3 and 4: registers)
         return payload
 
-    async def _take(self, link: Link, asked: _Asked, payload: bytes) -> None:
+    async def _take(self, link: Link, asked: Asked, payload: bytes) -> None:
         """What these bytes are worth. Bytes that are the same as before are worth nothing until a heartbeat is due."""
         now_s, at_us, last = time.monotonic(), now_us(), asked.last
         if last is None or now_s >= asked.due_s:
-            places: Iterable[_Place] = asked.places
+            places: Iterable[Place] = asked.places
         elif payload == last:
             return
         else:
@@ -436,13 +388,13 @@ class Unit:
         again = await self._second_look(link, asked, payload) if asked.confirmed else None
         held = False
         for watch, begin, end in places:
-            data = _cut(payload, begin, end)
+            data = cut(payload, begin, end)
             if watch.confirmed and watch.suspicious(data):
-                if again is None or not watch.suspicious(_cut(again, begin, end)):
+                if again is None or not watch.suspicious(cut(again, begin, end)):
                     held = True
                     self._report.count("changes_not_confirmed")
                     continue
-                data = _cut(again, begin, end)
+                data = cut(again, begin, end)
             if (event := watch.see(data, at_us, now_s)) is not None:
                 self._events.append(event)
         # After a second look the points know other bytes than these: all of them are looked at again next time.
@@ -451,20 +403,20 @@ class Unit:
             # Those seen since then are due later than this says: it is looked at too early, and never too late.
             asked.due_s = min(place.watch.due_s for place in places)
 
-    async def _second_look(self, link: Link, asked: _Asked, payload: bytes) -> bytes | None:
+    async def _second_look(self, link: Link, asked: Asked, payload: bytes) -> bytes | None:
         """The same block once more, where a change in it wants to be borne out. None: it cannot be had.
 
         A point that is no longer changed then keeps its known value, and the next cycle looks again; one that has meanwhile changed
         further is changed all the same.
         """
-        if not any(watch.suspicious(_cut(payload, begin, end)) for watch, begin, end in asked.confirmed):
+        if not any(watch.suspicious(cut(payload, begin, end)) for watch, begin, end in asked.confirmed):
             return None
         try:
             return await self._read(link, asked.block)
         except (ShortAnswer, Exceptional):
             return None
 
-    async def _split(self, link: Link, asked: _Asked, text: str, code: int | None) -> None:
+    async def _split(self, link: Link, asked: Asked, text: str, code: int | None) -> None:
         """Ask for halves until what is refused stands alone, then lay the plan out anew."""
         halves = asked.block.halves()
         if halves is None:
@@ -477,7 +429,7 @@ class Unit:
         self._settle(asked.block)
         refused_before = set(self._refused)
         for half in halves:
-            await self._block(link, _Asked(half, self._by_span))
+            await self._block(link, Asked(half, self._by_span))
         if set(self._refused) == refused_before and self._splits_left > 0:
             # Each half is answered: the device does not let one request reach across this address.
             self._cuts.add((halves[1].table, halves[1].address))
@@ -505,7 +457,7 @@ class Unit:
     async def _retry(self, link: Link, span: Span) -> None:
         """A point that was refused may be there by now."""
         self._refused[span] = time.monotonic() + RETRY_S
-        alone = _Asked(Block(*span, (span,)), self._by_span)
+        alone = Asked(Block(*span, (span,)), self._by_span)
         try:
             payload = await self._read(link, alone.block)
         except (Exceptional, NoAnswer):

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.sources.modbus import ConfigModbus, ConfigUnit
+from agent.sources.modbus_blocks import cut
 from agent.sources.modbus_link import BITS_MAX, REGISTERS_MAX, ConfigTls, crc16, parse_url
 from agent.sources.modbus_plan import Block, Span, block, plan
 from agent.sources.modbus_points import ConfigPoint, Watch, decoder, shortest32
-from agent.sources.modbus_units import _cut
 from agent.wire.event import Event
 
 FORMS = {
@@ -95,7 +95,7 @@ def test_a_text_of_odd_length_ends_where_it_was_said_to_end() -> None:
 def test_a_single_bit_is_cut_out_of_a_packed_answer(payload: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(payload) * 8 - 1))
     in_order = [byte >> bit & 1 for byte in payload for bit in range(8)]
-    assert decoder(ConfigPoint(name="x", table="coil", address=0))(_cut(payload, at, 0)) is bool(in_order[at])
+    assert decoder(ConfigPoint(name="x", table="coil", address=0))(cut(payload, at, 0)) is bool(in_order[at])
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -323,7 +323,7 @@ def test_no_plan_of_non_overlapping_points_has_fewer_requests(gaps: list[tuple[i
 
 
 @given(SPANS)
-def test_halves_hold_the_same_points_until_none_can_be_cut(spans: list[Span]) -> None:
+def test_halves_hold_the_same_points_until_none_can_becut(spans: list[Span]) -> None:
     work = plan(spans)
     seen: list[Span] = []
     while work:
@@ -414,6 +414,9 @@ def test_a_url_that_cannot_be_used_says_what_is_wrong_with_it(url: str, says: st
         ({"type": "string(0)"}, "a string has 1 to"),
         ({"type": "string(251)"}, "a string has 1 to"),
         ({"type": "float32", "address": 65_535}, "reaches beyond 65535"),
+        ({"address": 65_536}, "65536 is beyond 65535; addresses count from 0"),
+        ({"address": 400_101}, 'a Modicon number; if it is one, write table = "holding", address = 100'),
+        ({"address": 300_001}, 'write table = "input", address = 0'),
         ({"table": "coil", "type": "uint16"}, "holds bits"),
         ({"type": "float32", "bit": 3}, "bits are taken out of integer registers"),
         ({"bit": 16}, "has the bits 0 to 15"),
@@ -443,6 +446,10 @@ def test_a_gateway_that_cannot_be_says_which_key_is_wrong() -> None:
         ({"points": (a,), "unit": 0, "url": "rtu+tcp://plc:4001"}, "0 is everybody"),
         ({"points": (b,), "registers_per_request_max": 16}, "takes 20 registers"),
         ({"points": (a,), "tls": ConfigTls(ca_file="/x")}, "certificates have no use with tcp"),
+        (
+            {"points": (a,), "transaction_id": "ignore", "url": "rtu+tcp://plc:4001"},
+            "has no transaction ids; remove it",
+        ),
     ]
     for settings, says in wrong:
         with pytest.raises(ValueError, match=r"^[a-z_.]+: ") as caught:
@@ -458,6 +465,42 @@ def test_files_and_devices_that_are_not_there_are_named_before_anything_runs() -
     ]
     tls = ConfigModbus(url="tls://plc", points=points, tls=ConfigTls(ca_file="/there/is/none"))
     assert [key for key, _, _ in tls.problems()] == ["tls.ca_file"]
+
+
+@pytest.mark.parametrize(
+    ("table", "address", "meant"),
+    [
+        ("holding", 40_101, 'table = "holding", address = 100'),
+        ("holding", 49_999, 'table = "holding", address = 9998'),
+        ("holding", 30_001, 'table = "input", address = 0'),
+        ("input", 30_011, 'table = "input", address = 10'),
+        ("discrete", 10_001, 'table = "discrete", address = 0'),
+        ("holding", 40_000, ""),
+        ("input", 40_101, ""),
+        ("holding", 100, ""),
+        ("holding", 50_001, ""),
+        ("coil", 17, ""),
+    ],
+)
+def test_an_address_that_is_written_as_in_a_manual_is_warned_of_with_the_one_on_the_wire(
+    table: Any, address: int, meant: str
+) -> None:
+    """Linewarden counts from 0, as the wire does; 40101 of a manual is holding 100, and reading 40101 gives exception 2 for ever."""
+    points = (ConfigPoint(name="a", table=table, address=1), ConfigPoint(name="oil", table=table, address=address))
+    told = list(ConfigModbus(url="tcp://plc", points=points).warnings())
+    assert [(key, meant in remedy) for key, _, remedy in told] == ([("points[1].address", True)] if meant else [])
+    units = (ConfigUnit(unit=3, points=points[:1]), ConfigUnit(unit=4, points=points))
+    told = list(ConfigModbus(url="tcp://plc", units=units).warnings())
+    assert [key for key, _, _ in told] == (["units[1].points[1].address"] if meant else [])
+
+
+def test_many_such_addresses_are_one_warning() -> None:
+    points = tuple(ConfigPoint(name=f"p{n}", address=40_001 + n) for n in range(50))
+    ((key, text, _),) = ConfigModbus(url="tcp://plc", points=points).warnings()
+    assert (key, text) == (
+        "points[0].address",
+        "'p0' is read from address 40001 of holding (and 49 more points of unit 1)",
+    )
 
 
 # What signals mean ----------------------------------------------------------------------------------------------------------------

@@ -108,7 +108,9 @@ def test_the_agent_cannot_write_to_a_machine() -> None:
         if re.search(r"\bpymodbus\.(client|transport|framer)\b", code):
             speaking.add(str(name))
     assert calling == {"agent/sources/opcua_private.py"}
-    assert speaking == {"agent/sources/modbus_client.py"}, "pymodbus's client, which can write, is used inside its fence only"
+    assert speaking == {"agent/sources/modbus_client.py"}, (
+        "pymodbus's client, which can write, is used inside its fence only"
+    )
 
 
 def _code_of(text: str) -> str:
