@@ -21,7 +21,9 @@ import pytest
 from agent.simulator.postgres import Postgres
 from agent.wire.batch import GENESIS, GapRange, Sealed, encode_lines, seal
 from agent.wire.event import Event
+from collector import cli
 from collector.store import keys
+from tests.commands import run_main
 from tests.ports import free_port
 from tests.postgres import connected
 
@@ -40,9 +42,15 @@ def poll_until(what: Callable[[], Any], *, within_s: float = 20.0, why: str = ""
 
 
 def run_cli(dsn: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A command of the collector, run as a user runs it."""
+    """Run a command of the collector."""
     env = {**os.environ, "LINEWARDEN_COLLECTOR__DATABASE__DSN": dsn, **environment}
-    command = [sys.executable, "-m", "collector.cli", *arguments]
+    return run_main(cli.main, *arguments, environ=env)
+
+
+def run_serve(dsn: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `serve` as a process, where it is to end by itself."""
+    env = {**os.environ, "LINEWARDEN_COLLECTOR__DATABASE__DSN": dsn, **environment}
+    command = [sys.executable, "-m", "collector.cli", "serve"]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -24,8 +24,8 @@ async def connected(dsn: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Recor
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """The session's server. Nobody stops it; who wants to, takes `own_postgres`."""
-    with Postgres() as server:
+    """The session's server. Nobody stops it; who wants to, takes `own_postgres`. So it need not write to the disk itself."""
+    with Postgres(settings={"fsync": "off", "full_page_writes": "off"}) as server:
         yield server
 
 

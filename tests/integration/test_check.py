@@ -12,6 +12,9 @@ from unittest.mock import ANY
 
 import pytest
 
+from agent import cli
+from tests.commands import run_main
+
 WRONG = 2
 SECRET = "hunter2-do-not-print"
 
@@ -61,9 +64,11 @@ def tmp_path() -> Iterator[Path]:
 def check(
     path: Path, *options: str, environ: Mapping[str, str] | None = None, wrapper: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run it as a user would."""
-    program = Path(sys.executable).with_name("linewarden-agent")
+    """Run it; as a program of its own only behind a wrapper."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LINEWARDEN_")}
+    if not wrapper:
+        return run_main(cli.main, "check", "--config", str(path), *options, environ={**inherited, **(environ or {})})
+    program = Path(sys.executable).with_name("linewarden-agent")
     return subprocess.run(
         [*wrapper, str(program), "check", "--config", str(path), *options],
         env={**inherited, **(environ or {})},

@@ -20,7 +20,7 @@ from collector.app import migrate_at
 from collector.store import migrate, partitions
 from collector.store.database import StoreMisconfigured
 from collector.store.migrate import Migration
-from tests.collector_process import Chain, Collector, poll_until, post, run_cli
+from tests.collector_process import Chain, Collector, poll_until, post, run_cli, run_serve
 from tests.ports import free_port
 from tests.postgres import Postgres, connected
 
@@ -223,7 +223,7 @@ def test_serve_stops_with_0_when_asked_to(dsn: str) -> None:
 
 
 def test_serve_on_a_port_that_is_taken_ends_with_1_and_says_so(collector: Collector, dsn: str) -> None:
-    done = run_cli(dsn, "serve", LINEWARDEN_COLLECTOR__SERVER__LISTEN=f"127.0.0.1:{collector.port}")
+    done = run_serve(dsn, LINEWARDEN_COLLECTOR__SERVER__LISTEN=f"127.0.0.1:{collector.port}")
     assert done.returncode == 1
     assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from agent import cli
 from agent.component import now_us
 from agent.identity import IdentityConfig, Keyring, Saved, load_or_create
 from agent.simulator.postgres import Postgres
@@ -25,6 +26,7 @@ from agent.wire.token import read_token
 from collector.store.keys import Role
 from tests.agent_process import Agent, log_source
 from tests.collector_process import ROOT, Chain, Collector, event, events_of, poll_until, run_cli
+from tests.commands import run_main
 from tests.postgres import connected
 
 
@@ -56,10 +58,7 @@ def token_of(collector: Collector, *options: str) -> str:
 
 
 def agent_command(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "agent.cli", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, input=stdin, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment}
-    )  # fmt: skip
+    return run_main(cli.main, *arguments, environ={**os.environ, **environment}, stdin=stdin)
 
 
 class Station:

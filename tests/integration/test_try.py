@@ -11,13 +11,14 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+from agent import cli
 from agent.simulator.logs import Script
 from tests.collector_process import ROOT
+from tests.commands import run_main
 
 
 def tried(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "agent.cli", "try", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return run_main(cli.main, "try", *arguments, environ=os.environ)
 
 
 def write(path: Path, scene: str, count: int, newline: str = "\n") -> Path:
