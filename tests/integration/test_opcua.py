@@ -210,12 +210,13 @@ async def test_a_full_queue_of_a_server_that_sets_no_overflow_bit_is_declared_to
     assert any("Press.Cycles" in gap.data["nodes"] for gap in reader.of_type("collection.gap"))
 
 
-async def test_ten_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.long)])
+async def test_kills_at_random_moments_lose_nothing_and_repeat_nothing(kills: int, tmp_path: Path) -> None:
     """Azure/Industrial-IoT#2168: a restart lost everything that was buffered."""
     store, rng = tmp_path / "store", random.Random(11)
     async with press_cell() as cell:
         steps = asyncio.create_task(cell.run(80))
-        for _ in range(10):
+        for _ in range(kills):
             process = await _collector(cell.url, store)
             await _wait_for_growth(store)
             await asyncio.sleep(rng.uniform(0.0, 0.3))

@@ -155,10 +155,11 @@ async def undeclared(dsn: str, agent: str, source: str, changes: list[tuple[str,
     return missing
 
 
-async def test_ten_rounds_of_kill_9_of_agent_collector_and_postgresql_lose_no_line_and_declare_every_lost_change(
-    tmp_path: Path, own_postgres: Postgres
+@pytest.mark.parametrize("rounds", [4, pytest.param(10, marks=pytest.mark.long)])
+async def test_rounds_of_kill_9_of_agent_collector_and_postgresql_lose_no_line_and_declare_every_lost_change(
+    rounds: int, tmp_path: Path, own_postgres: Postgres
 ) -> None:
-    count, rng = 200_000, random.Random(20)
+    count, rng = 20_000 * rounds, random.Random(20)
     dsn = own_postgres.create_database("linewarden")
     collector = Collector(dsn)
     with ExitStack() as stack:
@@ -174,7 +175,7 @@ async def test_ten_rounds_of_kill_9_of_agent_collector_and_postgresql_lose_no_li
         (tmp_path / "log").mkdir()
         agent = stack.enter_context(Agent(tmp_path, collector.url, collector.key("agent"), sources))
         writing = Writing(tmp_path / "log" / "auth.log", count, rotate_lines=35_000, pause_s=0.06).start()
-        for _ in range(10):
+        for _ in range(rounds):
             await asyncio.sleep(rng.uniform(0.3, 2.0))
             victims = rng.sample(["agent", "collector", "postgres"], rng.randint(1, 3))
             for victim in victims:
