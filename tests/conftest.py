@@ -37,6 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # On a busy machine a slow example says nothing about the code. The same examples in every run of the suite, so that a change is judged by
 # itself; other ones each time in `make faults` and with LINEWARDEN_EXPLORE=1, which are there to find what nobody thought of.
-hypothesis.settings.register_profile("linewarden", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("linewarden", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("explore" if os.environ.get("LINEWARDEN_EXPLORE") else "linewarden")
