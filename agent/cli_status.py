@@ -19,27 +19,18 @@ COLUMN_CHARS_MAX = 40
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (nothing is bound here)
 
 
-class _Health(msgspec.Struct):
-    class Check(msgspec.Struct):
-        ok: bool
-        detail: str = ""
-
-    ok: bool = False
-    checks: dict[str, Check] = {}
-
-
 def status(options: argparse.Namespace) -> int:
     """What the agent is doing."""
     address = _address(options)
-    health, state = _ask(address, "/healthz"), _ask(address, "/status")
+    state = _ask(address, "/status")
     if options.json:
-        print(msgspec.json.encode({"health": msgspec.json.decode(health), **msgspec.json.decode(state)}).decode())
+        print(msgspec.json.encode(msgspec.json.decode(state)).decode())
         return DONE
     try:
-        judged, told = msgspec.json.decode(health, type=_Health), msgspec.json.decode(state, type=Status)
+        told = msgspec.json.decode(state, type=Status)
     except msgspec.MsgspecError as error:
         raise Failed(f"what answers at {address} is no Linewarden agent of this version: {error}") from None
-    print("\n".join(lines(told, judged, now_us())))
+    print("\n".join(lines(told, now_us())))
     return DONE
 
 
@@ -96,7 +87,7 @@ def _ask(address: Address, path: str) -> bytes:
 # For people -----------------------------------------------------------------------------------------------------------------------
 
 
-def lines(told: Status, health: _Health, now: int) -> list[str]:
+def lines(told: Status, now: int) -> list[str]:
     """The status, line by line."""
     agent = told.agent
     running = span((now - agent.started_us) / 1e6)
@@ -104,9 +95,13 @@ def lines(told: Status, health: _Health, now: int) -> list[str]:
         f"agent      {agent.id}, version {agent.version}, running for {running}, {size(agent.rss_bytes)} of memory",
         f"config     {agent.config_file}"
         + (f" (NOT the file as it is now: {agent.reload_error})" if agent.reload_error else ""),
-        "health     well" if health.ok else "health     NOT WELL",
+        f"health     {_health(told.health.state)}"
+        + (f", since {ago(told.health.since_us, now)}" if told.health.since_us else ""),
     ]
-    head += [f"           {name}: {check.detail}" for name, check in health.checks.items() if not check.ok]
+    for name, check in told.health.checks.items():
+        if check.state != "ok":
+            head.append(f"           {_health(check.state)} {name}: {check.detail}")
+            head += [f"                    {check.remedy}"] if check.remedy else []
     return [
         *head,
         _buffer_line(told, now),
@@ -117,6 +112,11 @@ def lines(told: Status, health: _Health, now: int) -> list[str]:
         *_handlers(told, now),
         *_actions(told, now),
     ]
+
+
+def _health(state: str) -> str:
+    """Seen at a glance where it is not ok."""
+    return state if state == "ok" else state.upper()
 
 
 def _buffer_line(told: Status, now: int) -> str:
@@ -134,7 +134,11 @@ def _buffer_line(told: Status, now: int) -> str:
 def _sync_line(told: Status, now: int) -> str:
     sync = told.sync
     text = f"sync       {sync.state}, {sync.url}, last success {ago(sync.last_success_us, now)}, {number(sync.sent_events)} events sent"
-    return text + (f"; {sync.failures} failures in a row: {sync.last_error}" if sync.failures else "")
+    if sync.failures:
+        text += f"; {sync.failures} failures in a row since {ago(sync.failing_since_us, now)}: {sync.last_error}"
+    if sync.wait_until_us is not None and sync.wait_until_us > now:
+        text += f"; next try in {span((sync.wait_until_us - now) / 1e6)}"
+    return text
 
 
 def _sources(told: Status, now: int) -> list[str]:

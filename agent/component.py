@@ -56,11 +56,16 @@ class ConfigError(Exception):
 
 
 class Unavailable(Exception):
-    """The sink cannot take it now; `retry_after_s` is its wish, if it has one."""
+    """The sink cannot take it now; `retry_after_s` is its wish, if it has one.
 
-    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+    `kind`: unreachable (nobody answers), refused (it does not take us), busy (it wants us to wait), disputed (it cannot read what is whole
+    here).
+    """
+
+    def __init__(self, text: str, retry_after_s: float | None = None, *, kind: str = "unreachable") -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
+        self.kind = kind
 
 
 @dataclass(slots=True)

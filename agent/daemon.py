@@ -25,10 +25,12 @@ from msgspec import to_builtins
 
 from agent import enrolment, expiry, identity, notify, owned_files
 from agent.buffer import Buffer
+from agent.changes import Changes
 from agent.component import ConfigError, Report, Source, load, now_us
 from agent.config import ConfigProblems, Settings, SourceSettings
 from agent.config import load as load_settings
-from agent.daemon_status import BEAT_S, Facts, checks_of, makes_progress, ready_of, status_of, told_to_collector
+from agent.daemon_health import checks_of, conditions_of, health, ready_of
+from agent.daemon_status import BEAT_S, Facts, makes_progress, status_of, told_to_collector
 from agent.handlers.engine import Engine
 from agent.health import HealthServer, Mounts, Status
 from agent.host import SELF, Host, Run, began, boot_id, configuration_changed, file_sha256, host_event
@@ -45,6 +47,7 @@ log = logging.getLogger("linewarden")
 AGAIN_S = 10.0
 """A part that failed, or an address that is taken, is tried again after this."""
 FLUSH_S_MAX = 5.0
+LOOK_S = 1.0
 IDENTITY = "!identity"
 """Under this name the buffer keeps which key we have told of."""
 LOCK_FILE = "agent.lock"
@@ -87,6 +90,7 @@ class Daemon:
         self._answered_s = time.monotonic()
         self._served: asyncio.Task[None] | None = None
         self._health_tried = asyncio.Event()
+        self._changes = Changes(log)
 
     # ── start ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -140,6 +144,7 @@ class Daemon:
             ("tick", self._pipeline.tick),
             ("host", self.facts.host.watch),
             ("beat", self._beat),
+            ("changes", self._log_changes),
             ("watchdog", lambda: notify.feed_watchdog(lambda: makes_progress(self._buffer))),
         ):
             self._begin(name, work)
@@ -154,10 +159,24 @@ class Daemon:
         self._pipeline.start(name, self.settings.sources[name].kind, source, report)
 
     def _begin(self, name: str, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(_keep(name, work), name=name)
+        task = asyncio.create_task(self._keep(name, work), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a part for ever. One that fails by a defect begins again; its traceback is logged once, health has it meanwhile."""
+        last = ""
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                if text != last:
+                    log.exception("%s failed by a defect and begins again every %.0f s", name, AGAIN_S)
+                last = text
+                self.facts.defects[name] = text, time.monotonic()
+            await asyncio.sleep(AGAIN_S)
 
     def _connect(self) -> None:
         """Begin to send, as [sync] says now."""
@@ -175,6 +194,7 @@ class Daemon:
         renewal = enrolment.Renewal(keyring, lambda: tls_of(config, keyring), self._enrolled)
         sync = Sync(config, self._buffer, sink, lambda: told_to_collector(self.facts))
         self.facts.sync, self.facts.url = sync.state, config.url
+        self.facts.key_trouble = lambda: renewal.trouble
         self._uplink = _Uplink(sink, sync, self._begin("sync", sync.run), self._begin("identity", renewal.run))
 
     async def _enrolled(self, saved: identity.Saved) -> None:
@@ -206,10 +226,13 @@ class Daemon:
             try:
                 await server.start()
             except ConfigError as error:
-                log.error("no local endpoint: %s (tried again every %.0f s)", error, AGAIN_S)  # noqa: TRY400 (no defect)
+                if self.facts.endpoint_trouble is None:
+                    log.error("no local endpoint: %s (tried again every %.0f s)", error, AGAIN_S)  # noqa: TRY400 (no defect)
+                self.facts.endpoint_trouble = str(error)
                 self._health_tried.set()
                 await asyncio.sleep(AGAIN_S)
                 continue
+            self.facts.endpoint_trouble = None
             log.info("status at %s", ", ".join(map(str, server.bound)) or "no address: [health] listen is empty")
             self._health_tried.set()
             try:
@@ -218,7 +241,17 @@ class Daemon:
                 await server.close()
 
     async def _status(self) -> Status:
-        return status_of(self.facts)
+        return status_of(self.facts, health(self.facts))
+
+    async def _log_changes(self) -> None:
+        """Log what began to fail and what works again; systemd shows the health beside the state of the unit."""
+        while True:
+            now = health(self.facts)
+            if now.state != self.facts.health_state or self.facts.health_since_us is None:
+                self.facts.health_state, self.facts.health_since_us = now.state, now_us()
+                notify.notify(STATUS=f"{now.state}: {self._summary()}")
+            self._changes.look(conditions_of(self.facts))
+            await asyncio.sleep(LOOK_S)
 
     async def _beat(self) -> None:
         """An empty transaction now and then: that it comes through is what the watchdog and /healthz go by."""
@@ -279,6 +312,7 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         notify.stopping("storing and sending what is left")
+        self._changes.look(conditions_of(self.facts))
         log.info("stopping")
         await self._pipeline.stop_all()
         if self._acting is not None:
@@ -373,16 +407,6 @@ def tls_of(config: SyncConfig, keyring: identity.Keyring) -> Tls:
         certificate_file=config.certificate_file,
         key_file=config.certificate_key_file,
     )
-
-
-async def _keep(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run a part for ever. One that fails by a defect says so, and begins again."""
-    while True:
-        try:
-            return await work()
-        except Exception:
-            log.exception("%s failed and begins again in %.0f s", name, AGAIN_S)
-        await asyncio.sleep(AGAIN_S)
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

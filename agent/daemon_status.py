@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.buffer import Buffer
@@ -14,8 +14,9 @@ from agent.health_status import (
     ActionStatus,
     AgentStatus,
     BufferStatus,
-    Check,
     HandlerStatus,
+    Health,
+    HealthState,
     SourceStatus,
     Status,
     SyncStatus,
@@ -47,6 +48,14 @@ class Facts:
     started_us: int
     reloaded_us: int | None = None
     reload_error: str | None = None
+    health_state: HealthState = "ok"
+    health_since_us: int | None = None
+    endpoint_trouble: str | None = None
+    """Why nobody can ask us here."""
+    key_trouble: Callable[[], str | None] = lambda: None
+    """Why the agent's key could not be changed."""
+    defects: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Part of the daemon → its last defect, and when that was (monotonic)."""
 
 
 def makes_progress(buffer: Buffer) -> bool:
@@ -54,7 +63,7 @@ def makes_progress(buffer: Buffer) -> bool:
     return time.monotonic() - buffer.tried_s < PROGRESS_S_MAX
 
 
-def status_of(facts: Facts) -> Status:
+def status_of(facts: Facts, health: Health) -> Status:
     """All of it."""
     buffer, sync, oldest = facts.buffer, facts.sync, facts.host.oldest_us
     rss, cpu = process_facts()
@@ -72,6 +81,7 @@ def status_of(facts: Facts) -> Status:
             rss_bytes=rss,
             cpu_s=cpu,
         ),
+        health=health,
         sources={name: _source(state) for name, state in facts.pipeline.sources.items()},
         buffer=BufferStatus(
             events=buffer.pending_events,
@@ -95,6 +105,8 @@ def status_of(facts: Facts) -> Status:
             lag_s=max(0.0, (now_us() - oldest) / 1e6) if oldest and buffer.pending_events else 0.0,
             last_success_us=sync.last_success_us,
             last_error=sync.last_error,
+            trouble=sync.trouble,
+            failing_since_us=sync.failing_since_us,
             failures=sync.failures,
             failures_total=sync.failures_total,
             wait_until_us=sync.wait_until_us,
@@ -130,6 +142,7 @@ def _source(state: SourceState) -> SourceStatus:
         silent_s=round(time.monotonic() - state.heard_s, 3),
         last_error=report.last_error,
         last_error_us=report.last_error_us,
+        retry_us=state.retry_us,
         trouble=dict(report.trouble),
         counts=dict(report.counts),
     )
@@ -139,35 +152,13 @@ def _handler(stats: Any) -> HandlerStatus:
     return HandlerStatus(**{name: getattr(stats, name) for name in HandlerStatus.__struct_fields__})
 
 
-def checks_of(facts: Facts) -> list[Check]:
-    """What has to be so for the agent to do its duty. That the collector or a machine is away is no fault of the agent."""
-    failed = [name for name, state in facts.pipeline.sources.items() if state.state == "failed"]
-    aside = [name for name, stats in facts.pipeline.engine.stats().items() if stats.error is not None]
-    told = {name: facts.pipeline.sources[name].report.last_error for name in failed}
-    return [
-        *ready_of(facts),
-        Check("sources", not failed, "; ".join(f"{name}: {text}" for name, text in told.items())),
-        Check("handlers", not aside, f"set aside after an error: {', '.join(aside)}" if aside else ""),
-    ]
-
-
-def ready_of(facts: Facts) -> list[Check]:
-    """What has to be so for it to take events now."""
-    buffer = facts.buffer
-    stuck = f"nothing was written for more than {PROGRESS_S_MAX:.0f} s; does the disk answer?"
-    progress = makes_progress(buffer)
-    return [
-        Check("buffer", buffer.stalled is None, buffer.stalled or ""),
-        Check("progress", progress, "" if progress else stuck),
-    ]
-
-
 def told_to_collector(facts: Facts) -> dict[str, Any]:
     """The same in short, for the header of a request; at most TOLD_CHARS_MAX as JSON. Sources in trouble are named first."""
     buffer = facts.buffer
     told: dict[str, Any] = {
         "started_us": facts.started_us,
         "config_sha256": facts.config_sha256,
+        "health": facts.health_state,
         "reload_error": facts.reload_error is not None,
         "buffer": {
             "events": buffer.pending_events,

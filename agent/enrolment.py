@@ -185,6 +185,8 @@ class Renewal:
         self._announce = announce
         self._announced: str | None = None
         self._tried_us = 0
+        self.trouble: str | None = None
+        """Why the last look failed; None where it did not."""
 
     async def run(self) -> None:
         """Until cancelled. Failing costs nothing: the old key goes on."""
@@ -192,7 +194,10 @@ class Renewal:
             try:
                 await self.look()
             except (ConfigError, NotConnected, Refused, OSError, ssl.SSLError) as error:
-                log.warning("the agent's key: %s", error)
+                self.trouble = str(error)
+            else:
+                if abs(now_us() - self._tried_us) > TRY_EVERY_S * 1e6 or not self._keyring.changing:
+                    self.trouble = None
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:

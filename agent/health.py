@@ -1,6 +1,7 @@
 """The local endpoint: what the agent is doing, for people, programs and Prometheus on this computer.
 
-    GET /healthz   200 while the agent can do its duty, 503 when it cannot: {"ok": …, "checks": {name: {"ok", "detail"}}}
+    GET /healthz   {"state": "ok" | "degraded" | "failed", "ok": …, "checks": {name: {"state", "detail", "remedy"}}}
+                   200 where it is ok or degraded (it collects and stores; something configured delivers nothing), 503 where it has failed
     GET /readyz    the same for "can it take events now"
     GET /status    `Status` as JSON
     GET /metrics   the same facts for Prometheus (health_metrics.py)
@@ -23,12 +24,20 @@ from urllib.parse import urlsplit
 
 import msgspec
 from annotated_types import Ge, Gt, Le, Len
-from msgspec import Struct
 
 from agent.component import now_us
 from agent.health_http import Address, Answer, HttpServer, Limits, Mounts, Refused, Request, Response, Route
 from agent.health_metrics import CONTENT_TYPE, render
-from agent.health_status import AgentStatus, BufferStatus, Check, HandlerStatus, SourceStatus, Status, SyncStatus
+from agent.health_status import (
+    AgentStatus,
+    BufferStatus,
+    Check,
+    HandlerStatus,
+    SourceStatus,
+    Status,
+    SyncStatus,
+    health_of,
+)
 
 __all__ = [
     "Address",
@@ -174,15 +183,9 @@ class HealthServer:
         return Response(200, render(await self._status(), now_us()).encode(errors="replace"), CONTENT_TYPE)
 
 
-class _Health(Struct):
-    ok: bool
-    checks: dict[str, Check]
-
-
 def _answering(checks: Callable[[], Sequence[Check]]) -> Answer:
     async def answer(_: Request) -> Response:
-        found = {check.name: check for check in checks()}
-        health = _Health(all(check.ok for check in found.values()), found)
+        health = health_of(checks())
         return Response(200 if health.ok else 503, msgspec.json.encode(health))
 
     return answer

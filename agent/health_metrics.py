@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from agent.health_status import Status
+from agent.health_status import STATES, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "linewarden_agent_"
@@ -82,6 +82,15 @@ def render(status: Status, now_us: int) -> str:
 
 def _agent(page: "_Page", status: Status, now_us: int) -> None:
     agent = status.agent
+    for state in STATES:
+        here = status.health.state == state
+        page.add(
+            "health_state", "gauge", "1 for the state of the agent: ok, degraded or failed", here, {"state": state}
+        )
+    for check in status.health.checks.values():
+        for state in STATES:
+            labels = {"check": check.name, "state": state}
+            page.add("check_state", "gauge", "1 for the state of each check", check.state == state, labels)
     page.add("info", "gauge", "Which agent this is", 1, {"agent": agent.id, "version": agent.version})
     page.add("uptime_seconds", "gauge", "Since the start", max(0.0, (now_us - agent.started_us) / 1e6))
     page.add("resident_memory_bytes", "gauge", "Memory in use", agent.rss_bytes)
@@ -123,6 +132,7 @@ def _rest(page: "_Page", status: Status) -> None:
         page.add(f"sync_{_unit(field, kind)}", kind, meaning, getattr(sync, field))
     for state in dict.fromkeys((*SYNC_STATES, sync.state)):
         page.add("sync_state", "gauge", "1 for the state it is in", sync.state == state, {"state": state})
+    page.add("sync_troubled", "gauge", "1 while the collector is away or refuses", sync.trouble is not None)
     page.add_time("sync_last_success", "When the collector last took a request", sync.last_success_us)
 
 

@@ -3,15 +3,40 @@
 A field that is None is not known or has not happened yet. Counters (`events`, `…_total`) begin with the process.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 from msgspec import Struct
+
+HealthState = Literal["ok", "degraded", "failed"]
+"""ok: all that is configured works. degraded: a configured thing delivers nothing, or the collector is away or refuses; the rest goes on.
+failed: nothing can be collected and stored now."""
+STATES: tuple[HealthState, ...] = ("ok", "degraded", "failed")
 
 
 class Check(Struct):
-    """One of the things that have to be so. `detail` says why not, and what to do."""
+    """One of the things that have to be so. `detail` says why not, `remedy` what to do."""
 
     name: str
-    ok: bool
+    state: HealthState = "ok"
     detail: str = ""
+    remedy: str = ""
+
+
+class Health(Struct, frozen=True):
+    """All checks, and the worst of their states. `ok`: not failed, which is what the status code 200 says."""
+
+    state: HealthState = "ok"
+    ok: bool = True
+    checks: dict[str, Check] = {}
+    since_us: int | None = None
+    """Since when it is in this state; None where nobody counts."""
+
+
+def health_of(checks: Sequence[Check], since_us: int | None = None) -> Health:
+    """Return the checks together."""
+    worst: HealthState = max((check.state for check in checks), key=STATES.index, default="ok")
+    return Health(worst, worst != "failed", {check.name: check for check in checks}, since_us)
 
 
 class AgentStatus(Struct, kw_only=True):
@@ -45,6 +70,8 @@ class SourceStatus(Struct, kw_only=True):
     """Since its last event; since its start, where there was none."""
     last_error: str | None = None
     last_error_us: int | None = None
+    retry_us: int | None = None
+    """When it is started again, while it waits for that."""
     trouble: dict[str, str] = {}
     counts: dict[str, int] = {}
 
@@ -76,6 +103,9 @@ class SyncStatus(Struct, kw_only=True):
     lag_s: float = 0.0
     last_success_us: int | None = None
     last_error: str | None = None
+    trouble: str | None = None
+    """unreachable, refused, busy, disputed or configuration; None while the collector takes what is sent"""
+    failing_since_us: int | None = None
     failures: int = 0
     failures_total: int = 0
     wait_until_us: int | None = None
@@ -120,6 +150,7 @@ class Status(Struct, kw_only=True):
     """All of it."""
 
     agent: AgentStatus
+    health: Health = Health()
     sources: dict[str, SourceStatus]
     buffer: BufferStatus
     sync: SyncStatus

@@ -124,6 +124,8 @@ class Host:
         self._disk_at = 0.0
         self.oldest_us: int | None = None
         """When the oldest unsent event was observed, as of the last look."""
+        self.expired: dict[str, str] = {}
+        """Certificates of ours that have ended: key of the configuration → what is wrong, as of the last look."""
 
     async def watch(self) -> None:
         """Look about once a second."""
@@ -133,6 +135,14 @@ class Host:
             if events:
                 await self._pipeline.store(events)
             self.oldest_us = await self._buffer.oldest_us() if self._buffer.pending_events else None
+
+    def pressure(self) -> str | None:
+        """What will have to be given up before long, and why; None where nothing."""
+        if "disk" in self._told:
+            return "the disk has less room than is to be kept free, so the buffer no longer grows"
+        if "buffer" in self._told:
+            return f"the buffer is {self._buffer.used_bytes / self._buffer.config.bytes_max:.0%} full"
+        return None
 
     def _clock(self) -> list[Event]:
         offset_s = _wall_offset_s()
@@ -192,6 +202,11 @@ class Host:
         self._expiry_at = time.monotonic()
         ends = await asyncio.to_thread(lambda: [(key, path, ends_soonest(path)) for key, path in self._certificates()])
         events = []
+        self.expired = {
+            key: f"the certificate in {path} expired on {end:%Y-%m-%d}"
+            for key, path, end in ends
+            if end is not None and end.timestamp() < time.time()
+        }
         for key, path, end in ends:
             days = (end.timestamp() - time.time()) / 86_400 if end is not None else math.inf
             name = f"{'over' if days < 0 else 'soon'} {path} {end}"

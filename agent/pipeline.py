@@ -2,7 +2,8 @@
 
     source ──events, cursor──► engine.handle ──events + alerts──► Buffer.append(…, cursor, handler state)
 
-A source that fails costs only itself. Its trouble is an event when it begins and one when it ends, and stands in /status all the while.
+A source that fails costs only itself. Its trouble is an event when it begins and one when it ends, stands in /status all the while,
+and makes the agent's health `degraded`; the log has a line when it begins and one when it ends (changes.py).
 """
 
 import asyncio
@@ -124,6 +125,12 @@ class SourceState:
     heard_s: float = field(default_factory=time.monotonic)
     """When its last event was stored, or it was started, where there was none."""
     in_trouble: bool = False
+    why: Literal["", "away", "configuration", "defect"] = ""
+    """Why it ended the last time."""
+    retry_us: int | None = None
+    """When it is started again, while it waits for that."""
+    defect: str = ""
+    """Where the last defect was: its traceback is logged once, not with every try."""
 
 
 class Pipeline:
@@ -236,14 +243,16 @@ class Pipeline:
             except (NotConnected, ConfigError) as caught:
                 error = caught
             except Exception as caught:  # noqa: BLE001 (a defect of one source must not cost the others; it is reported, not hidden)
-                log.error("source %s: %s\n%s", state.name, caught, traceback.format_exc())  # noqa: TRY400 (one entry, with the source's name first)
+                _log_defect(state, caught)
                 error = caught
             wait_s = BACKOFF_S_MIN if loop.time() - begun > STEADY_S else wait_s
-            await self._trouble(state, error)
             pause = CONFIG_RETRY_S if isinstance(error, ConfigError) else random.uniform(wait_s / 2, wait_s)  # noqa: S311 (jitter)
+            state.retry_us = now_us() + int(pause * 1e6)
+            await self._trouble(state, error)
             wait_s = min(wait_s * 2, BACKOFF_S_MAX)
             await asyncio.sleep(pause)
             state.restarts += 1
+            state.retry_us = None
 
     async def _read(self, source: Source, state: SourceState) -> None:
         cursor = _own(await self._buffer.cursor(state.name), state)
@@ -282,12 +291,24 @@ class Pipeline:
     async def _trouble(self, state: SourceState, error: Exception) -> None:
         text = str(error) if isinstance(error, NotConnected | ConfigError) else f"{type(error).__name__}: {error}"
         state.state = "failed" if isinstance(error, ConfigError) else "waiting"
+        state.why = "configuration" if isinstance(error, ConfigError) else "defect"
+        if isinstance(error, NotConnected):
+            state.why = "away"
         state.report.connected = False
         state.report.fault(text)
         if not state.in_trouble:
             state.in_trouble = True
-            log.warning("source %s: %s", state.name, text)
             await self.store([_say(state, "agent.source.trouble", f"source {state.name}: {text}", "failure")])
+
+
+def _log_defect(state: SourceState, error: Exception) -> None:
+    """With its traceback, once for each place: a defect comes again with every try."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} {last.filename}:{last.lineno}"
+    if state.defect != place:
+        state.defect = place
+        shown = "".join(traceback.format_exception(error))
+        log.error("source %s has a defect; it is started again and again: %s\n%s", state.name, error, shown)
 
 
 def _own(kept: Cursor | None, state: SourceState) -> Cursor | None:

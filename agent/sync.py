@@ -99,6 +99,9 @@ class SyncState:
     """Failures in a row."""
     failures_total: int = 0
     last_error: str | None = None
+    trouble: str | None = None
+    """Why the collector takes nothing (`Unavailable.kind`, or configuration); None while it takes what is sent."""
+    failing_since_us: int | None = None
     last_success_us: int | None = None
     sent_batches: int = 0
     sent_events: int = 0
@@ -181,6 +184,7 @@ class Sync:
         size = sum(len(batch.wire) for batch in batches)
         state = self.state
         state.failures, state.last_error, state.last_success_us = 0, None, now_us()
+        state.trouble = state.failing_since_us = None
         state.sent_batches += len(batches)
         state.sent_events += sum(batch.events for batch in batches)
         state.sent_bytes += size
@@ -196,15 +200,21 @@ class Sync:
         elif refusal.code == "forked":
             await self._buffer.fork(refusal.buffer, refusal.lane)
         elif await self._buffer.check(refusal.buffer, refusal.lane, refusal.no):
-            raise Unavailable(f"{refusal.text}. The batch is whole here: agent and collector disagree", REFUSED_WAIT_S)
+            raise Unavailable(
+                f"{refusal.text}. The batch is whole here: agent and collector disagree",
+                REFUSED_WAIT_S,
+                kind="disputed",
+            )
         self.state.failures += 1
         if self.state.failures > FAILURES_OPEN:
-            raise Unavailable(refusal.text)
+            raise Unavailable(refusal.text, kind="disputed")
 
     def _shrink(self, batches: list[Stored], error: TooLarge) -> None:
         if len(batches) <= 1:
             raise Unavailable(
-                f"{error}. A single batch is too large: raise the collector's request_bytes_max", REFUSED_WAIT_S
+                f"{error}. A single batch is too large: raise the collector's request_bytes_max",
+                REFUSED_WAIT_S,
+                kind="disputed",
             )
         self._bytes_max = max(1, sum(len(batch.wire) for batch in batches) // 2)
 
@@ -219,6 +229,8 @@ class Sync:
         state.failures += 1
         state.failures_total += 1
         state.last_error = str(error)
+        state.trouble = error.kind if isinstance(error, Unavailable) else "configuration"
+        state.failing_since_us = state.failing_since_us or now_us()
         state.state = "probing" if state.failures >= FAILURES_OPEN else "waiting"
         wait_s = retry.next_action.sleep if retry.next_action else 0.0
         state.wait_until_us = now_us() + int(wait_s * 1e6)

@@ -209,8 +209,10 @@ class HttpSink:
             raise TooLarge(text)
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             # Signed, the collector's own text says what to do. Nothing is lost meanwhile: it waits in the buffer.
-            raise Unavailable(text if self._proven else f"{text}. {self._unproven()}", REFUSED_KEY_WAIT_S)
-        raise Unavailable(text, _retry_after(response.headers.get("Retry-After")))
+            raise Unavailable(
+                text if self._proven else f"{text}. {self._unproven()}", REFUSED_KEY_WAIT_S, kind="refused"
+            )
+        raise Unavailable(text, _retry_after(response.headers.get("Retry-After")), kind="busy")
 
     def _unproven(self) -> str:
         if self._key_file:

@@ -170,7 +170,7 @@ def served(
     async def example() -> Status:
         return example_status()
 
-    loop, checks = Loop(), [Check("buffer", ok=True, detail="stores")]
+    loop, checks = Loop(), [Check("buffer", detail="stores")]
     server = HealthServer(config or HealthConfig(listen="127.0.0.1:0"), status or example, lambda: checks)
     prepare(server)
     running = Served(server, loop, checks, [])

@@ -463,11 +463,21 @@ def test_a_revoked_agent_is_refused_with_its_next_request_keeps_its_data_and_say
         assert "revoked" in said
         assert f"token create --agent {agent.id}" in said
         poll_until(lambda: agent.status()["buffer"]["events"] > 0)
+        health = poll_until(
+            lambda: found if (found := agent.get("/healthz").json())["state"] == "degraded" else None,
+            why="health says nothing of the refusal",
+        )
+        assert "revoked" in health["checks"]["collector"]["detail"]
+        assert "enroll" in health["checks"]["collector"]["remedy"]
         # Enrolled again, it goes on where it stood.
         again = token_of(strict, "--agent", agent.id)
         done = agent_command("enroll", "--new-key", "--token", again, "--config", str(agent.config))
         assert done.returncode == 0, done.stderr
         poll_until(agent.drained, within_s=90, why="it does not go on")
+        poll_until(lambda: "takes events again" in agent.log, why="the log says nothing of the return")
+    lines = [line for line in agent.log.splitlines() if "the collector takes nothing" in line]
+    assert len(lines) == 1, "one line for the state, not one for each try"
+    assert all(word in lines[0] for word in ("WARNING", "revoked", "Next try in", "linewarden-agent enroll"))
     count = (
         "SELECT count(*) FROM security_events WHERE agent_id = $1 AND src_ip = '10.0.0.1' AND type NOT LIKE 'alert.%'"
     )

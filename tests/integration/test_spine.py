@@ -261,7 +261,9 @@ async def test_a_collector_away_then_busy_then_slow_then_resetting_loses_nothing
             status = await asyncio.to_thread(agent.status)
             assert status["sync"]["failures"] > 0
             assert status["buffer"]["events"] > 0
-            assert (await asyncio.to_thread(agent.get, "/healthz")).status_code == 200
+            healthz = await asyncio.to_thread(agent.get, "/healthz")
+            assert (healthz.status_code, healthz.json()["state"]) == (200, "degraded")
+            assert agent.log.count("the collector takes nothing") == 1
             for mood in MOODS:
                 await link.become(mood)
                 await asyncio.sleep(2.5)
@@ -274,7 +276,9 @@ async def test_a_collector_away_then_busy_then_slow_then_resetting_loses_nothing
                 within_s=60,
                 why="not all is stored",
             )
+            assert (await asyncio.to_thread(agent.get, "/healthz")).json()["state"] == "ok"
             assert await asyncio.to_thread(agent.stop) == 0
+        assert "takes events again" in agent.log
         await assert_each_line_once_in_order(collector.dsn, name, count)
 
 
@@ -326,7 +330,14 @@ async def test_a_source_unreachable_and_one_that_answers_garbage_delay_nobody_an
             sources_now = (await asyncio.to_thread(agent.status))["sources"]
             assert sources_now["plc"]["events"] > 0
             assert sources_now["cell"]["events"] > 0
+            await asyncio.to_thread(
+                poll_until, lambda: agent.get("/healthz").json()["state"] == "ok", why="not ok again"
+            )
             assert await asyncio.to_thread(agent.stop) == 0
+        for source, end in (("cell", "source cell works again, after"), ("plc", "works again, after")):
+            assert f"WARNING linewarden: source {source}: " in agent.log
+            assert end in agent.log
+        assert agent.log.count("WARNING linewarden: source cell: ") <= 2, "not one line for each try"
         async with connected(collector.dsn) as database:
             sql = "SELECT source, type FROM security_events WHERE agent_id = $1 AND type LIKE 'agent.source.%'"
             told = {(row["source"], row["type"]) for row in await database.fetch(sql, UUID(agent.id))}

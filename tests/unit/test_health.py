@@ -56,26 +56,32 @@ def short() -> Iterator[Served]:
 # ── what it tells ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_health_is_200_while_every_check_holds_and_503_with_the_reason_when_one_does_not() -> None:
+def test_health_is_200_while_ok_or_degraded_and_503_with_reason_and_remedy_when_failed() -> None:
     with served() as running:
         client = running.client()
         assert client.get("/healthz").json() == {
+            "state": "ok",
             "ok": True,
-            "checks": {"buffer": {"name": "buffer", "ok": True, "detail": "stores"}},
+            "checks": {"buffer": {"name": "buffer", "state": "ok", "detail": "stores", "remedy": ""}},
+            "since_us": None,
         }
-        running.checks.append(Check("disk", ok=False, detail="/var is full. Free some space"))
+        running.checks.append(Check("sources", "degraded", "plc: no answer", "Switch it on"))
+        answer = client.get("/healthz")
+        assert (answer.status, answer.json()["state"], answer.json()["ok"]) == (200, "degraded", True)
+        running.checks.append(Check("disk", "failed", "/var is full", "Free some space"))
         for path in ("/healthz", "/readyz"):
             answer = client.get(path)
-            assert answer.status == 503
-            assert answer.json()["ok"] is False
-            assert answer.json()["checks"]["disk"]["detail"] == "/var is full. Free some space"
+            assert (answer.status, answer.json()["state"], answer.json()["ok"]) == (503, "failed", False)
+            disk = answer.json()["checks"]["disk"]
+            assert (disk["detail"], disk["remedy"]) == ("/var is full", "Free some space")
 
 
 def test_status_names_each_source_with_its_state_last_event_error_gaps_and_trouble(endpoint: Served) -> None:
     status = endpoint.client().get("/status").json()
     assert status["sources"]["plc"] == {
         "kind": "modbus", "state": "waiting", "connected": False, "events": 0, "gaps": 1, "restarts": 0,
-        "last_event_us": None, "silent_s": 0.0, "last_error": "no answer", "last_error_us": 2_500_000, "trouble": {"": "no answer"},
+        "last_event_us": None, "silent_s": 0.0, "last_error": "no answer", "last_error_us": 2_500_000, "retry_us": None,
+        "trouble": {"": "no answer"},
         "counts": {"requests": 7, "Reads per s!": 2},
     }  # fmt: skip
     assert status["buffer"]["oldest_us"] == 1_500_000

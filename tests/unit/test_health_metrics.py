@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.health_metrics import LABEL_CHARS_MAX, PREFIX, render
-from agent.health_status import SourceStatus
+from agent.health_status import STATES, Check, SourceStatus, health_of
 from tests.exposition import parse
 from tests.served import example_status, served
 
@@ -33,6 +33,15 @@ def test_what_the_status_knows_is_in_the_metrics_in_seconds_and_bytes() -> None:
     assert value("handler_alerts_total", handler="login_burst", kind="count") == 1
     assert value("uptime_seconds") == 4
     assert value("info", agent="6f1c1a52-9d6b-4a9e-8f55-2f6f2f3f4c11", version="1") == 1
+
+
+def test_health_is_a_sample_for_each_state_of_the_agent_and_of_each_check() -> None:
+    status = example_status()
+    status.health = health_of([Check("buffer"), Check("collector", "degraded", "away", "look")])
+    states = {state: value("health_state", status, state=state) for state in STATES}
+    assert states == {"ok": 0, "degraded": 1, "failed": 0}
+    assert value("check_state", status, check="collector", state="degraded") == 1
+    assert value("check_state", status, check="buffer", state="degraded") == 0
 
 
 def test_what_has_not_happened_has_no_time() -> None:
