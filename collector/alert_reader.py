@@ -27,6 +27,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agent.wire import bounds
 from agent.wire.event import INFORMATIONAL, Event
 from agent.wire.taxonomy import CLAIMED, TYPE_PATTERN, is_collectors
 from collector import fleet_state
@@ -500,7 +501,11 @@ def _real(moment: datetime) -> bool:
 
 
 def _data(row: "Record") -> dict[str, Any]:
-    return json.loads(row["data"]) if row["data"] else {}
+    try:
+        return bounds.loads(row["data"]) if row["data"] else {}
+    except ValueError:
+        # Stored before values had bounds. The alert is counted all the same, without what its handler said.
+        return {}
 
 
 def _rule(data: dict[str, Any]) -> str:

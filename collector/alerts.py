@@ -6,7 +6,6 @@ counted, and can be undone. Everything is in the history of the alert and in the
 """
 
 import base64
-import json
 import re
 import struct
 from collections.abc import Iterable
@@ -21,6 +20,8 @@ from litestar.di import Provide
 from litestar.params import QueryParameter
 from msgspec import Meta, Raw, Struct
 
+from agent.wire import bounds
+from agent.wire.bounds import OutOfBounds
 from collector import audit
 from collector.alert_state import REASONS, STATES, Action, NotAllowed, Reason, Verb
 from collector.alert_state import State as AlertState
@@ -272,7 +273,10 @@ def _history(rows: Iterable[Record]) -> list[HistoryOut]:
 
 def _causes(data: str | None) -> list[str]:
     """Correlation ids and identities that an alert names."""
-    said = json.loads(data) if data else {}
+    try:
+        said = bounds.loads(data) if data else {}
+    except ValueError:
+        return []
     found = [one for name in ("events", "causes", "correlations") for one in _list(said.get(name))]
     return [one for one in found if isinstance(one, str)][:100]
 
@@ -291,16 +295,17 @@ def _of(events: Filter, chosen: dict[str, tuple[str, ...]]) -> Wanted:
         raise Problem(400, f"state: {unknown[0][:40]!r} is none of {', '.join(STATES)}", code="filter")
     if unknown := [one for one in chosen.get("reason", ()) if one not in REASONS]:
         raise Problem(400, f"reason: {unknown[0][:40]!r} is none of {', '.join(REASONS)}", code="filter")
-    incident = chosen.get("incident", ())
-    if any(not one.isascii() or not one.isdecimal() or int(one) > NUMBER_MAX for one in incident):
-        raise Problem(400, "incident: give the number of one", code="filter")
+    try:
+        incident = [bounds.integer(one, 0, NUMBER_MAX) for one in chosen.get("incident", ())]
+    except OutOfBounds as error:
+        raise Problem(400, f"incident: {error}", code="filter") from None
     return Wanted(
         events=events,
         states=chosen.get("state", ()),  # type: ignore[arg-type]
         reasons=chosen.get("reason", ()),  # type: ignore[arg-type]
         rules=chosen.get("rule", ()),
         assignees=chosen.get("assignee", ()),
-        incident=int(incident[-1]) if incident else None,
+        incident=incident[-1] if incident else None,
     )
 
 

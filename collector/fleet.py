@@ -246,7 +246,7 @@ async def get_agent(request: Request[Any, Any, Any], state: State, agent_id: UUI
     if not rows:
         raise Problem(404, f"there is no agent {agent_id}", code="agent")
     row = rows[0]
-    return AgentDetail(agent_of(row), _raw(row["status"]), _raw(row["streams"]))
+    return AgentDetail(agent_of(row), _raw(row["status"] if store.status_of(row) else None), _raw(row["streams"]))
 
 
 def _raw(text: str | None) -> Raw | None:

@@ -26,13 +26,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import msgspec
 import zstandard
 from litestar import Request, post
 from litestar.datastructures import State
 from msgspec import Struct
 
+from agent.wire import bounds
 from agent.wire.batch import Frame, MalformedBatch, read_frames
+from agent.wire.bounds import OutOfBounds
 from agent.wire.event import Event
 from collector import own
 from collector.enrol_signature import refuse, shown_of
@@ -40,7 +41,7 @@ from collector.problems import Problem
 from collector.store import batches, identity, keys
 from collector.store.batches import Head, Known, Signature, Stream, Transaction
 from collector.store.database import Database, StoreUnavailable
-from collector.store.rows import to_us
+from collector.store.rows import storable, to_us
 
 if TYPE_CHECKING:
     from collector.access import Caller
@@ -471,17 +472,17 @@ def _note(request: Request[Any, Any, Any], name: str, chars_max: int) -> str | N
 def _status(request: Request[Any, Any, Any]) -> str | None:
     text = _note(request, "linewarden-status", STATUS_CHARS_MAX)
     try:
-        return text if text and isinstance(msgspec.json.decode(text), dict) and "\\u0000" not in text else None
-    except (msgspec.DecodeError, RecursionError):
+        return text if text and isinstance(bounds.loads(text), dict) and storable(text.encode()) else None
+    except ValueError:
         return None
 
 
 def _clock_offset_us(request: Request[Any, Any, Any]) -> int | None:
     said = _note(request, "linewarden-agent-time", 20)
-    if said is None or not said.removeprefix("-").isdecimal():
+    try:
+        return bounds.integer(said, -(2**62), 2**62) - time.time_ns() // 1000 if said is not None else None
+    except OutOfBounds:
         return None
-    offset = int(said) - time.time_ns() // 1000
-    return offset if abs(offset) < 2**62 else None
 
 
 def _opened(

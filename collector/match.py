@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from agent.wire import bounds
 from collector.store.events import ALL, Filter, Record, within
 
 Matches = Callable[[Record], bool]
@@ -60,8 +61,13 @@ def _content_tests(wanted: Filter) -> list[Matches]:
         tests.append(lambda row: row["message"] is not None and part in row["message"].lower())
     if wanted.data is not None:
         inner = _decoded(wanted.data)
-        tests.append(lambda row: row["data"] is not None and contains(_decoded(row["data"]), inner))
+        tests.append(lambda row: row["data"] is not None and _holds(row["data"], inner))
     return tests
+
+
+def _holds(text: str, inner: Any) -> bool:
+    # What was stored before values had bounds fits no filter, and stops no stream.
+    return bounds.excess(text.encode()) is None and contains(_decoded(text), inner)
 
 
 def _decoded(text: str) -> Any:

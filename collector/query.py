@@ -24,6 +24,7 @@ from litestar.params import QueryParameter
 from litestar.types import Scope
 from msgspec import Raw, Struct
 
+from agent.wire import bounds
 from agent.wire.batch import MalformedBatch, read_frame
 from collector import access, personal
 from collector.problems import Problem
@@ -140,8 +141,8 @@ def _json(value: str | None, text: str | None) -> Raw | dict[str, Any]:
     if text is None:
         return {}
     try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        bounds.loads(text)
+    except ValueError:
         return {"text": text}
     return Raw(text.encode())
 
@@ -201,8 +202,8 @@ def _data(text: str | None) -> str | None:
     if text is None:
         return None
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        value = bounds.loads(text)
+    except ValueError as error:
         raise Problem(400, f"data: not JSON: {error}", code="filter") from None
     if not isinstance(value, dict):
         raise Problem(
@@ -540,7 +541,7 @@ def agent_out(row: dict[str, Any]) -> AgentOut:
     """A stored agent as it is answered."""
 
     def raw(name: str) -> Raw | None:
-        return Raw(row[name].encode()) if row[name] is not None else None
+        return Raw(row[name].encode()) if row[name] is not None and bounds.excess(row[name].encode()) is None else None
 
     return AgentOut(**{**row, "status": raw("status"), "streams": raw("streams")})
 

@@ -38,6 +38,7 @@ import msgspec
 import zstandard
 from msgspec import Struct
 
+from agent.wire import bounds
 from agent.wire.event import EVENT_BYTES_MAX, Event
 from agent.wire.taxonomy import PERSONAL_KEYS, TYPE_LENGTH_MAX, TYPE_PATTERN
 
@@ -150,7 +151,13 @@ def hash_of(header_bytes: bytes) -> str:
 
 
 def fit(event: Event) -> Event:
-    """The event itself, or, where a line of it would pass EVENT_BYTES_MAX, the event cut, saying so in `data.oversized_bytes`."""
+    """The event itself, or the event cut: `data.out_of_bounds` names a bound of values that `data` exceeded (see bounds.py), and
+    `data.oversized_bytes` says how long a line of it would have been where it passed EVENT_BYTES_MAX.
+    """
+    data, reason = bounds.within(event.data)
+    if reason is not None:
+        event = copy(event)
+        event.data = {**(data if isinstance(data, dict) else {}), "out_of_bounds": reason}
     try:
         size = len(_encoder.encode(event))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -227,9 +234,16 @@ def encode_safely(events: Sequence[Event]) -> tuple[list[bytes], list[bytes]]:
         core, personal = encode_lines(events)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return encode_lines([fit(event) for event in events])
+    if any(map(bounds.is_deep, core)) or any(map(bounds.is_deep, personal)) or _has_long_digits(core, personal):
+        return encode_lines([fit(event) for event in events])
     if max(map(len, core), default=0) > EVENT_BYTES_MAX or max(map(len, personal), default=0) > EVENT_BYTES_MAX:
         return encode_lines([fit(event) for event in events])
     return core, personal
+
+
+def _has_long_digits(core: Sequence[bytes], personal: Sequence[bytes]) -> bool:
+    # An exponent too large cannot be: what is encoded here are numbers of Python.
+    return bounds.has_long_digits(b"\n".join(core)) or bounds.has_long_digits(b"\n".join(personal))
 
 
 def seal(

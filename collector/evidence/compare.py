@@ -235,6 +235,12 @@ def _different(sent: Fields, stored: Fields) -> tuple[str, ...]:
         same = a == b or (name in _JSONB and a is not None and b is not None and same_json(a[1:], b[1:]))
         if not same:
             names.append(name)
+    # Stored before values had bounds: jsonb holds what is kept as text today.
+    for name in _JSONB & {*names}:
+        text = f"{name}_text"
+        value, kept = sent[text], stored[name]
+        if sent[name] is stored[text] is None and value is not None and kept is not None and same_json(value, kept[1:]):
+            names = [one for one in names if one not in (name, text)]
     return tuple(names)
 
 

@@ -1,10 +1,10 @@
 """An agent declared that events were lost."""
 
-import json
 from typing import Annotated
 
 from pydantic import Field
 
+from agent.wire import bounds
 from collector.rules.base import Finding, Row, Section
 
 
@@ -25,9 +25,13 @@ class Rule:
 
     def see(self, row: Row) -> Finding | None:
         """See EventRule."""
-        data = json.loads(row["data"]) if row["data"] else {}
+        try:
+            data = bounds.loads(row["data"]) if row["data"] else {}
+        except ValueError:
+            # Stored before values had bounds: the loss is reported all the more.
+            data = {"reason": "the declaration cannot be read"}
         lost = data.get("events")
-        lost = lost if isinstance(lost, int) and not isinstance(lost, bool) else None
+        lost = lost if isinstance(lost, int) and not isinstance(lost, bool) and 0 <= lost < 2**63 else None
         if lost is not None and lost < self._config.events_min:
             return None
         reason = str(data.get("reason") or "no reason given")[:100]

@@ -1,11 +1,11 @@
 """What is known of agents beside their batches: whether they are heard, and what the centre's rules remember of them."""
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from agent.wire import bounds
 from collector.fleet_state import Contact
 from collector.store.batches import CENTRE
 from collector.store.events import Record, Scope, Where, scope_conditions
@@ -83,7 +83,11 @@ async def forget(connection: "Anyone", rule: str, before: datetime) -> None:
 
 def status_of(row: Record) -> dict[str, Any]:
     """What the agent said of itself."""
-    said = json.loads(row["status"]) if row["status"] else {}
+    try:
+        said = bounds.loads(row["status"]) if row["status"] else {}
+    except ValueError:
+        # Taken before a status had bounds. The next one that the agent sends replaces it.
+        return {}
     return said if isinstance(said, dict) else {}
 
 

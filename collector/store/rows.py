@@ -6,17 +6,16 @@ PostgreSQL cannot hold everything that an event can say. No event is refused for
 * A time that is no date, lies beyond FUTURE_S_MAX ahead of `received`, or before ANCIENT_DAYS_MAX: `time` is `received`, `time_claimed`
   has the microseconds as sent, `time_flag` says why. An impossible `observed` is null.
 * A NUL character in text becomes U+2400 (its picture); the frame has the original.
-* JSON that jsonb refuses (NUL escapes, numbers beyond numeric, nesting beyond its stack, bytes that are no UTF-8) goes to `data_text` as it
-  came.
+* JSON beyond the bounds of agent.wire.bounds (nesting, size of numbers), or that jsonb refuses (NUL escapes, bytes that are no UTF-8), goes
+  to `data_text` as it came. So `data` is always something that every reader can decode.
 
 * A type that only the collector may state (`COLLECTOR_TYPES`), in a frame of anybody else, is stored under `claimed.`: no rule, count or
   reader can take it for the real one. To refuse the batch would stop the agent's whole stream for it, and lose what stands beside it.
 
-To look at every event for the two before costs more than it is worth, so the fast way lets PostgreSQL find out: the whole transaction
+To look at every event for NUL costs more than it is worth, so the fast way lets PostgreSQL find out: the whole transaction
 is then done again with `careful`, which looks.
 """
 
-import json
 import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,6 +24,7 @@ from uuid import UUID
 
 import msgspec
 
+from agent.wire import bounds
 from agent.wire.batch import CoreLine, Frame, decode_personal
 from agent.wire.taxonomy import claimed, is_collectors, lookup
 from collector.store.tally import HOUR_US, Groups, Tallies, merge_into
@@ -41,9 +41,6 @@ FUTURE_S_MAX = 86_400
 """A time further ahead than this is not believed. A day, since a wrong time zone is common and explains itself."""
 ANCIENT_DAYS_MAX = 3_650
 """A time further back than this is not believed. Ten years: old logs may be read, a clock without a battery says 1970."""
-JSON_DEPTH_MAX = 500
-NUMBER_CHARS_MAX = 1_000
-EXPONENT_MAX = 1_000
 TEXT_CHARS_MAX = 1_000_000_000
 
 CENTRE = UUID(int=0)
@@ -235,8 +232,8 @@ def _bigint(us: int) -> int:
 
 def _data(value: bytes, careful: bool) -> bytes:  # noqa: FBT001 - an inner loop, called by position
     """The fields of an object as jsonb and, where jsonb cannot hold it, as text."""
-    if careful and not storable(value):
-        return _NULL + _field(value.decode("utf-8", "backslashreplace").encode())
+    if bounds.excess(value) is not None or (careful and not storable(value)):
+        return _NULL + _field(value.decode("utf-8", "backslashreplace").replace("\0", "\u2400").encode())
     return _jsonb(value) + _NULL
 
 
@@ -252,9 +249,9 @@ def _personal(line: bytes, idx: int, careful: bool) -> tuple[bytes, bytes]:  # n
 def _gap(idx: int, time: datetime, line: CoreLine, careful: bool) -> Gap:  # noqa: FBT001
     text = bytes(line.data)
     try:
-        said = msgspec.json.decode(text) if text else {}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = {}
+        said = bounds.loads(text) if text else {}
+    except ValueError:
+        said, text = {}, b""
     lost, reason = said.get("events"), said.get("reason")
     lost = lost if isinstance(lost, int) and not isinstance(lost, bool) and 0 <= lost < 2**63 else None
     kept = text.decode() if text and (not careful or storable(text)) else None
@@ -262,20 +259,12 @@ def _gap(idx: int, time: datetime, line: CoreLine, careful: bool) -> Gap:  # noq
 
 
 def storable(value: bytes) -> bool:
-    """Whether jsonb can hold this JSON. Stricter than PostgreSQL where that is simpler: a false no costs only searchability."""
-    bad = False
-
-    def number(digits: str) -> int:
-        nonlocal bad
-        mantissa, _, exponent = digits.lower().partition("e")
-        bad = bad or len(mantissa) > NUMBER_CHARS_MAX or len(exponent) > 6 or abs(int(exponent or 0)) > EXPONENT_MAX  # noqa: PLR2004
-        return 0
-
+    """Return whether jsonb can hold this JSON. Stricter than PostgreSQL where that is simpler: a false no costs only searchability."""
     try:
-        decoded = json.loads(value.decode(), parse_float=number, parse_int=number, parse_constant=number)
-    except (ValueError, RecursionError):
+        decoded = bounds.loads(value)
+    except ValueError:
         return False
-    return not bad and all(map(_plain, _strings(decoded)))
+    return all(map(_plain, _strings(decoded)))
 
 
 def _plain(text: str) -> bool:
@@ -284,11 +273,9 @@ def _plain(text: str) -> bool:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string in a decoded value; one with a NUL where it is nested too deep."""
+    """Yield every string in a decoded value."""
     level = [value]
-    for _ in range(JSON_DEPTH_MAX):
-        if not level:
-            return
+    while level:
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
@@ -299,5 +286,3 @@ def _strings(value: Any) -> Iterator[str]:
             elif isinstance(item, str):
                 yield item
         level = below
-    if level:
-        yield "\0"
