@@ -21,6 +21,8 @@ DEPTH_MAX = 64
 NUMBER_CHARS_MAX = 320
 ITEMS_MAX = 65_536
 _BITS_MAX = 1_023
+_EXPONENT_MIN = -340
+"""Of the least double and all its digits."""
 _DEEP_BYTES_MIN = 2 * DEPTH_MAX + 2
 """Shorter text cannot be nested deeper than DEPTH_MAX."""
 _RUN = 200
@@ -78,7 +80,7 @@ def _is_number(token: bytes) -> bool:
     try:
         # A number so small that a double has 0 for it would still have a million digits in PostgreSQL.
         exponent = int(token.lower().partition(b"e")[2] or b"0")
-        return -NUMBER_CHARS_MAX <= exponent and math.isfinite(float(token))
+        return exponent >= _EXPONENT_MIN and math.isfinite(float(token))
     except ValueError:
         # No number at all: whoever decodes it says so.
         return True

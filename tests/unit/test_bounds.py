@@ -23,8 +23,8 @@ def deep(levels: int, opening: str = "[", closing: str = "]") -> bytes:
 @pytest.mark.parametrize(
     "text",
     [
-        deep(bounds.DEPTH_MAX + 1), deep(980), deep(100_000), deep(70, '{"a":', "}"), b"1" * 321, b"-" + b"9" * 5_000, b"1e309", b"1e-999999", b"1e-321",
-        b"[1e400]", b'{"v":-1.5E+999}', b'{"v": 1e0000000999}', b"9" * 199 + b"e299", b"0." + b"1" * 400, b"9" * 310,
+        deep(bounds.DEPTH_MAX + 1), deep(980), deep(100_000), deep(70, '{"a":', "}"), b"1" * 321, b"-" + b"9" * 5_000, b"1e309",
+        b"1e-999999", b"1e-341", b"[1e400]", b'{"v":-1.5E+999}', b'{"v": 1e0000000999}', b"9" * 199 + b"e299", b"0." + b"1" * 400, b"9" * 310,
     ],
     ids=lambda text: text[:12].decode(),
 )  # fmt: skip
@@ -38,8 +38,7 @@ def test_json_beyond_a_bound_is_refused_and_the_bound_is_named(text: bytes) -> N
     "text",
     [
         deep(bounds.DEPTH_MAX), b'"' + b"[" * 5_000 + b'"', b'"' + b"1" * 5_000 + b'"', b'"3e123"', b'["\\"[[[1e999"]', b"1e308",
-        b"1.5e-319",
-        b"9" * 300, b'{"hash":"12e456789abcdef"}', b'"' + b"{" * 100 + b'\\\\"',
+        b"5e-324", b"9" * 300, b'{"hash":"12e456789abcdef"}', b'"' + b"{" * 100 + b'\\\\"',
     ],
     ids=lambda text: text[:12].decode(),
 )  # fmt: skip
