@@ -30,8 +30,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.wire import bounds
 from agent.wire.event import INFORMATIONAL, Event
 from agent.wire.taxonomy import CLAIMED, TYPE_PATTERN, is_collectors
-from collector import fleet_state
+from collector import alert_reread, fleet_state
 from collector.alert_state import Standing, clear, fire
+from collector.alert_unread import CANNOT_READ, finding_of, report, split
+from collector.background import Pulse, described
 from collector.match import Matches, matcher
 from collector.own import tell_within
 from collector.problems import Problem
@@ -39,7 +41,7 @@ from collector.query import filter_of
 from collector.rules import base
 from collector.rules import build as build_rules
 from collector.store import alerts as store
-from collector.store import batches, stream
+from collector.store import batches, readers, stream
 from collector.store import fleet as fleet_store
 from collector.store.database import StoreMisconfigured, StoreUnavailable
 from collector.store.events import ALL
@@ -113,19 +115,22 @@ class AlertReader:
         found = build_rules(rules)
         self._agent_rules: list[base.AgentRule] = [rule for rule in found if hasattr(rule, "judge")]
         self._event_rules: list[base.EventRule] = [rule for rule in found if hasattr(rule, "see")]
-        self._spread_rules: list[base.SpreadRule] = [rule for rule in found if hasattr(rule, "key")]
+        self.spread_rules: list[base.SpreadRule] = [rule for rule in found if hasattr(rule, "key")]
         silent = rules.silent
         self._bounds = (
             silent.interval_s * silent.late_intervals,
             silent.interval_s * silent.silent_intervals,
             silent.recover_s,
         )
-        self._picked = _picked(
+        self.picked = _picked(
             {*PLAN_TYPES, "alert", "alert.*", *(name for rule in self._event_rules for name in rule.types)}
         )
         self._wake = asyncio.Event()
+        self.pulse = Pulse()
         self._home = 0
         self._buffer: UUID | None = None
+        self.unread = 0
+        """Events passed over by this collector, since its start."""
         self.alerts = 0
         """Events counted in alerts by this collector, since its start."""
         self.rules = {rule.name: Timed() for rule in found}
@@ -144,20 +149,44 @@ class AlertReader:
             self._wake.clear()
             try:
                 began = time.monotonic()
-                while await self.step():
+                while await self.step() or await self.reread():
                     # As long again nothing: a long way behind, it leaves half of the time to those who ask and send.
                     await asyncio.sleep(time.monotonic() - began)
                     began = time.monotonic()
                 failures = 0
+                self.pulse.ok()
                 await asyncio.sleep(PACE_S)
             except (StoreUnavailable, StoreMisconfigured) as error:
                 failures += 1
+                self.pulse.waits(error)
                 if failures & (failures - 1) == 0:
                     _log.warning("alerts wait for the database (%d): %s", failures, error)
                 await asyncio.sleep(random.uniform(0.5, 1.0) * min(30.0, 2.0**failures))  # noqa: S311 - a jitter
 
     async def step(self) -> bool:
         """Read on; whether there is more. Nothing where another collector reads."""
+        try:
+            return await self._step(careful=False)
+        except CANNOT_READ as error:
+            _log.warning("alerts: a step stops at an event, each is tried alone now: %s", described(error))
+        return await self._step(careful=True)
+
+    async def reread(self) -> bool:
+        """Read a piece of what is to be read again; whether there is more. See alert_reread.py."""
+        async with self._database.connection() as connection, connection.transaction():
+            reader = await store.lock_reader(connection)
+            if reader is None or reader.reread is None:
+                return False
+            findings, told = await alert_reread.piece(self, connection, reader)
+            if findings:
+                await self._tell(connection, findings)
+        if findings:
+            self._on_stored()
+        if told:
+            self._on_outbox()
+        return True
+
+    async def _step(self, *, careful: bool) -> bool:
         stored = told = False
         async with self._database.connection() as connection, connection.transaction():
             reader = await store.lock_reader(connection)
@@ -165,6 +194,7 @@ class AlertReader:
                 return False
             self._home = self._home or await stream.home_of(connection)
             cursor = reader.cursor or stream.Cursor(self._home, reader.start)
+            cursor, restored = await self._after_restore(connection, cursor)
             read, rows, cursor, more = await self._read(connection, cursor)
             due = (
                 (reader.now - reader.looked).total_seconds() >= self._settings.look_s if _real(reader.looked) else True
@@ -172,11 +202,17 @@ class AlertReader:
             idle = reader.moved is not None and (reader.now - reader.moved).total_seconds() < SAVE_EVERY_S
             if not read and not due and not more and idle:
                 return False
-            findings = await self._judge(connection, rows)
-            findings += await self._spread(connection, read, reader.now)
+            unread: list[base.Finding] = []
+            if careful:
+                rows, unread = await self._readable(connection, reader, rows)
+            await self._note_stops(connection, rows)
+            findings = [*restored, *unread, *self.judge(rows), *await self.spread(connection, read, reader.now)]
+            await readers.count(connection, readers.ALERTS, read)
             if due:
                 findings += await self._look(connection, reader.now)
-            written = await self._count(connection, reader, [row for row in rows if _is_alert(row)])
+            written = await self._count(connection, reader, [row for row in rows if _is_alert(row)], late=False)
+            if due and cursor.step is None:
+                findings += await self._check(connection, cursor)
             if findings:
                 await self._tell(connection, findings)
                 stored = True
@@ -200,7 +236,7 @@ class AlertReader:
             # The cursor always stands behind a whole batch.
             piece, reached = await stream.batches_between(connection, base_, new, position)
             read += piece
-            rows += [item.row for item in await stream.items_of(connection, piece, self._picked)]
+            rows += [item.row for item in await stream.items_of(connection, piece, self.picked)]
             if reached is None:
                 # The step ends here. One that was begun before may have others behind it.
                 return read, rows, stream.Cursor(self._home, new), cursor.step is not None
@@ -211,14 +247,56 @@ class AlertReader:
 
     # ── rules ──
 
-    async def _judge(self, connection: "Connection", rows: "list[Record]") -> list[base.Finding]:
-        findings: list[base.Finding] = []
+    async def _after_restore(
+        self, connection: "Connection", cursor: stream.Cursor
+    ) -> "tuple[stream.Cursor, list[base.Finding]]":
+        """The cursor, or, where the database was put back and counts its transactions from lower on, one that begins now."""
+        now = await stream.now(connection)
+        if now.covers(cursor.base):
+            return cursor, []
+        await readers.request_repair(connection, readers.ALERTS)
+        await readers.begin_anew(connection, readers.ALERTS, now)
+        text = "the database was put back: the numbers of its transactions lie before those that were read; alerts are read again"
+        return stream.Cursor(self._home, now), [
+            base.Finding(
+                rule="reader", key="restored", type="alert.collector.reader", severity=4, target="alerts", message=text
+            )
+        ]
+
+    async def _check(self, connection: "Connection", cursor: stream.Cursor) -> list[base.Finding]:
+        """What was read, held against what was stored."""
+        if not await readers.due(connection, readers.ALERTS):
+            return []
+        difference = await readers.compare(connection, readers.ALERTS, cursor.base)
+        if difference is None:
+            return []
+        _log.error("%s", difference.text)
+        return [finding_of(difference)]
+
+    async def _readable(
+        self, connection: "Connection", reader: "Reader", rows: "list[Record]"
+    ) -> "tuple[list[Record], list[base.Finding]]":
+        async def attempt(row: "Record") -> None:
+            self.judge([row])
+            await self._count(connection, reader, [row] if _is_alert(row) else [], late=False)
+
+        good, bad = await split(connection, rows, attempt)
+        for row, reason in bad:
+            _log.error("alerts: event %s cannot be read and is passed over: %s", _identity(row), reason)
+        self.unread += len(bad)
+        return good, await report(connection, readers.ALERTS, bad) if bad else []
+
+    async def _note_stops(self, connection: "Connection", rows: "list[Record]") -> None:
         stops = {
             row["agent_id"]: row["received"] if row["type"] == "agent.stopped" else None
             for row in rows if row["type"] in PLAN_TYPES and row["agent_id"] != batches.CENTRE
         }  # fmt: skip
         if stops:
             await fleet_store.note_stops(connection, stops)
+
+    def judge(self, rows: "list[Record]") -> list[base.Finding]:
+        """What rules about single events find."""
+        findings: list[base.Finding] = []
         for event_rule in self._event_rules if rows else ():
             with self._timing(event_rule.name):
                 for row in rows:
@@ -243,9 +321,10 @@ class AlertReader:
         timed.seconds += seconds
         timed.last = datetime.now(UTC)
 
-    async def _spread(self, connection: "Connection", read: "list[Record]", now: datetime) -> list[base.Finding]:
+    async def spread(self, connection: "Connection", read: "list[Record]", now: datetime) -> list[base.Finding]:
+        """What rules about several stations find, the events of these batches being seen."""
         findings: list[base.Finding] = []
-        for rule in self._spread_rules if read else ():
+        for rule in self.spread_rules if read else ():
             with self._timing(rule.name):
                 keys = await fleet_store.sight(connection, rule.name, rule.key, _picked(rule.types), read)
                 if keys:
@@ -295,7 +374,7 @@ class AlertReader:
             self._ran(name, seconds)
         await fleet_store.keep_contacts(connection, contacts)
         await fleet_store.keep_raised(connection, began, over)
-        for spread_rule in self._spread_rules:
+        for spread_rule in self.spread_rules:
             await fleet_store.forget(connection, spread_rule.name, now - timedelta(seconds=spread_rule.within_s))
         return findings
 
@@ -305,7 +384,7 @@ class AlertReader:
         nowhere = await transaction.place_of(UUID(int=0))
         placed: dict[int, list[Event]] = {}
         for finding in findings:
-            placed.setdefault(finding.place_id or nowhere, []).append(_event(finding))
+            placed.setdefault(finding.place_id or nowhere, []).append(event_of(finding))
         if self._buffer is None:
             self._buffer = await connection.fetchval("SELECT buffer_id FROM installation")
         assert self._buffer is not None  # noqa: S101 - the row is made with the table
@@ -313,12 +392,19 @@ class AlertReader:
 
     # ── alerts ──
 
-    async def _count(self, connection: "Connection", reader: "Reader", rows: "list[Record]") -> "Written | None":
+    async def count_again(self, connection: "Connection", reader: "Reader", rows: "list[Record]") -> bool:
+        """Count what was not counted; whether somebody is to be notified."""
+        written = await self._count(connection, reader, [row for row in rows if _is_alert(row)], late=True)
+        return bool(written and written.outbox)
+
+    async def _count(
+        self, connection: "Connection", reader: "Reader", rows: "list[Record]", *, late: bool
+    ) -> "Written | None":
         if not rows:
             return None
         before = await store.seen_before(connection, rows)
         rows = [row for row in rows if (row["batch_id"], row["idx"]) not in before]
-        counter = Counter(self._settings, self._routes, reader.secret)
+        counter = Counter(self._settings, self._routes, reader.secret, late=late)
         await counter.prepare(connection, rows)
         for row in rows:
             counter.take(row)
@@ -330,7 +416,8 @@ class AlertReader:
 class Counter:
     """Counts the alert events of a step in alerts: reads all that it needs at once, decides in memory, and leaves what to write."""
 
-    def __init__(self, settings: AlertSettings, routes: Routes, secret: bytes) -> None:
+    def __init__(self, settings: AlertSettings, routes: Routes, secret: bytes, *, late: bool = False) -> None:
+        self._late = late
         self._again = timedelta(seconds=settings.again_s)
         self._together = timedelta(seconds=settings.incident_s)
         self._routes = routes
@@ -382,6 +469,8 @@ class Counter:
         self._update(alert, row, suppression)
 
     def _goes_on(self, alert: "Alert", received: datetime) -> bool:
+        if self._late and received <= alert.received:
+            return True
         s = alert.standing
         quiet = s.quiet_until is not None and received < s.quiet_until
         return s.state != "closed" or quiet or received - alert.received <= self._again
@@ -402,6 +491,8 @@ class Counter:
         return alert
 
     def _again_fired(self, alert: "Alert", row: "Record", *, suppressed: bool) -> None:
+        if self._late and row["received"] <= alert.received:
+            return
         before = alert.standing
         alert.standing = fire(before, row["received"], suppressed=suppressed)
         if alert.standing != before:
@@ -415,6 +506,8 @@ class Counter:
             before = alert.standing
             if alert.agent_id != batches.CENTRE or (alert.rule, alert.target) != about or before.state == "closed":
                 continue
+            if self._late and row["received"] < alert.received:
+                continue
             alert.standing = clear(before)
             self._note(alert, "clear", (before.state, alert.standing.state), event=_identity(row))
             self.written.alerts[alert.alert_id] = alert
@@ -424,9 +517,10 @@ class Counter:
         alert.first = min(alert.first, row["time"])
         alert.severity = max(alert.severity, row["severity"])
         alert.time = max(row["time"], alert.time)
-        alert.received, alert.place_id, alert.source = row["received"], row["place_id"], row["source"]
-        alert.outcome, alert.message, alert.data = row["outcome"], row["message"], row["data"]
-        alert.correlation_id = row["correlation_id"]
+        if not self._late or row["received"] >= alert.received:
+            alert.received, alert.place_id, alert.source = row["received"], row["place_id"], row["source"]
+            alert.outcome, alert.message, alert.data = row["outcome"], row["message"], row["data"]
+            alert.correlation_id = row["correlation_id"]
         self.written.alerts[alert.alert_id] = alert
         first, last = self.written.incidents.get(alert.incident_id, (row["time"], row["time"]))
         self.written.incidents[alert.incident_id] = min(first, row["time"]), max(last, row["time"])
@@ -555,7 +649,8 @@ def _over(rule: str, agent: base.Agent) -> base.Finding:
     )  # fmt: skip
 
 
-def _event(finding: base.Finding) -> Event:
+def event_of(finding: base.Finding) -> Event:
+    """The centre's event of what a rule found."""
     now = time.time_ns() // 1000
     cleared = finding.data.get("cleared") is True
     return Event(

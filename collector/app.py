@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from litestar import Litestar, Router
@@ -46,9 +47,11 @@ from collector import (
 from collector.alert_reader import AlertReader
 from collector.analytics import routes as analytics_routes
 from collector.analytics.folding import Folding
+from collector.background import Pulse, Supervisor
 from collector.config import Settings
 from collector.enrol_signature import Forgeries
 from collector.evidence.keeper import Keeper
+from collector.expiry import EVERY_S as EXPIRY_EVERY_S
 from collector.expiry import Expiry
 from collector.figures import Figures
 from collector.health import Condition
@@ -56,7 +59,7 @@ from collector.ingest import Ingest, post_batches
 from collector.legal import held, leave
 from collector.notify import notify, watchdog_s
 from collector.oidc_provider import Provider
-from collector.store import migrate, partitions, rollups, users
+from collector.store import migrate, partitions, readers, rollups, users
 from collector.store.database import (
     Database,
     StoreMisconfigured,
@@ -72,6 +75,7 @@ _log = logging.getLogger("linewarden.collector")
 PARTITIONS_EVERY_S = 3_600.0
 FOLD_EVERY_S = 5.0
 RETRY_S_MAX = 30.0
+CHECKPOINTS_LATE_S = 3_600.0
 STOP_S_MAX = 4.0
 """After the requests: for what goes on beside them to end, and again for the connections. systemd kills after 30 s."""
 
@@ -110,26 +114,42 @@ class Background:
             "identity.ca_file": settings.identity.ca_file,
         }
         self._expiry = Expiry(database, files.items(), hub.stored)
+        self._folding = Folding(database, hub.stored)
+        self._pulses = {name: Pulse() for name in ("watchdog", "partitions", "retention", "erasures", "roll-ups")}
+        self._supervisor = Supervisor()
+        condition.tasks = self._supervisor.health
+        self._add_tasks()
+
+    def _add_tasks(self) -> None:
+        add, pulses = self._supervisor.add, self._pulses
+        hourly_late_s = 2 * PARTITIONS_EVERY_S + 600
+        add("watchdog", self._watchdog, pulses["watchdog"], late_s=120)
+        add("partitions", self._partitioning, pulses["partitions"], late_s=hourly_late_s)
+        add("retention", partial(self._hourly, "retention", self._retention), pulses["retention"], late_s=hourly_late_s)
+        add("erasures", partial(self._hourly, "erasures", self._erasures), pulses["erasures"], late_s=hourly_late_s)
+        add("roll-ups", self._fold, pulses["roll-ups"], late_s=300)
+        add("streams", self._hub.read, self._hub.pulse, late_s=120)
+        add("wake-ups", self._hub.listen, self._hub.heard, late_s=120)
+        add("refusals", self.refusals.run, self.refusals.pulse, late_s=120)
+        add("forgeries", self.forgeries.run, self.forgeries.pulse, late_s=120)
+        for name, run, pulse, late_s in (
+            ("checkpoints", self.keeper.run, self.keeper.pulse, CHECKPOINTS_LATE_S),
+            ("certificates", self._expiry.run, self._expiry.pulse, 2 * EXPIRY_EVERY_S),
+            ("analytics", self._folding.run, self._folding.pulse, 600),
+            ("alerts", self.reader.run, self.reader.pulse, 120),
+            *self.notifier.tasks(),
+        ):
+            add(name, partial(self._when_reached, run, pulse), pulse, late_s=late_s)
 
     async def run(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watchdog())
-            tasks.create_task(self._store())
-            tasks.create_task(self._fold())
-            tasks.create_task(self._hub.run())
-            tasks.create_task(self.refusals.run())
-            tasks.create_task(self._keeper())
-            tasks.create_task(self.forgeries.run())
-            tasks.create_task(self._expiry.run(self._reached))
-            tasks.create_task(self._analytics())
-            tasks.create_task(self._when_ready(self.reader.run))
-            tasks.create_task(self._when_ready(self.notifier.run))
+        """Run all tasks until cancelled. See background.py."""
+        await self._supervisor.run()
 
-    async def _when_ready(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Begin as soon as the database was reached."""
-        while not self._condition.ready:  # noqa: ASYNC110 - at the start alone
-            await asyncio.sleep(0.2)
+    async def _when_reached(self, run: Callable[[], Awaitable[None]], pulse: Pulse) -> None:
+        """Run a task as soon as the database was reached."""
+        pulse.waits("the database was not reached yet")
+        await self._reached.wait()
+        pulse.waits("")
         await run()
 
     def stored(self) -> None:
@@ -142,34 +162,43 @@ class Background:
         while every_s is not None:
             # That this runs is what it says: the loop that serves requests turns.
             notify(WATCHDOG="1")
+            self._pulses["watchdog"].ok()
             await asyncio.sleep(every_s)
 
-    async def _store(self) -> None:
+    async def _partitioning(self) -> None:
+        """Reach the database, then make partitions ahead."""
         failures = 0
         while True:
             try:
                 if not self._condition.ready:
                     await self._reach()
                 await self._partitions()
-                await self._retention()
-                await self._erasures()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self._pulses["partitions"].waits(error)
                 failures += 1
                 self._failed(error, failures)
                 wait_s = random.uniform(0.5, 1.0) * min(RETRY_S_MAX, 0.5 * 2 ** min(failures, 10))  # noqa: S311 - a jitter
                 await asyncio.sleep(wait_s)
             else:
                 failures = 0
+                self._pulses["partitions"].ok()
                 # A jitter, so that many collectors do not come at once.
                 await asyncio.sleep(PARTITIONS_EVERY_S * random.uniform(0.9, 1.0))  # noqa: S311
 
-    async def _keeper(self) -> None:
+    async def _hourly(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something at the start and every hour; by itself, so that nothing else waits for it or ends with it."""
         await self._reached.wait()
-        await self.keeper.run()
-
-    async def _analytics(self) -> None:
-        await self._reached.wait()
-        await Folding(self._database).run()
+        pulse = self._pulses[name]
+        while True:
+            try:
+                await work()
+                pulse.ok()
+                wait_s = PARTITIONS_EVERY_S
+            except (StoreUnavailable, StoreMisconfigured) as error:
+                _log.warning("%s: not done, trying again: %s", name, error)
+                pulse.waits(error)
+                wait_s = RETRY_S_MAX
+            await asyncio.sleep(wait_s * random.uniform(0.9, 1.0))  # noqa: S311 - a jitter
 
     async def _fold(self) -> None:
         """Fold what requests added to the roll-ups. Failing loses nothing: readers add up both, and it is tried again."""
@@ -178,7 +207,9 @@ class Background:
             try:
                 while self._condition.ready and await self._folded():
                     pass
+                self._pulses["roll-ups"].ok()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self._pulses["roll-ups"].waits(error)
                 _log.warning("roll-ups could not be folded, trying on: %s", error)
 
     async def _folded(self) -> bool:
@@ -209,6 +240,7 @@ class Background:
             self._condition.partitions_trouble = None
             indexed = await partitions.index_closed(connection)
             await users.prune(connection)
+            await readers.forget_unread(connection)
         if made:
             _log.info("partitions made: %s", ", ".join(made))
         if indexed:

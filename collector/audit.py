@@ -22,6 +22,7 @@ from litestar.datastructures import State
 from litestar.params import QueryParameter
 from msgspec import Struct
 
+from collector.background import Pulse
 from collector.problems import Problem
 from collector.store import audit as store
 from collector.store.audit import GENESIS, Record, record_hash
@@ -105,6 +106,7 @@ class Refusals:
     def __init__(self, database: "Database") -> None:
         self._database = database
         self._kinds: dict[tuple[Who, str], _Kind] = {}
+        self.pulse = Pulse()
         self.total = 0
 
     def note(self, who: Who, reason: str, target: str) -> None:
@@ -126,6 +128,7 @@ class Refusals:
             while True:
                 await asyncio.sleep(EVERY_S)
                 await self.write(everything=False)
+                self.pulse.ok()
         finally:
             async with asyncio.timeout(STOP_S_MAX):
                 await self.write(everything=True)

@@ -25,6 +25,7 @@ from collector import (
     cli_evidence,
     cli_identity,
     cli_notify,
+    cli_readers,
     cli_subject,
     cli_tls,
     export,
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add(db, "status", _status, "sizes of tables and partitions").add_argument(
         "--json", action="store_true", help="for scripts"
     )
+    cli_readers.register(db, add)
     rollup = commands.add_parser("metrics", help="look after the roll-ups").add_subparsers(
         required=True, metavar="ACTION"
     )

@@ -18,6 +18,7 @@ from agent.wire.batch import Frame
 from agent.wire.event import Event
 from agent.wire.signature import HEADER, MalformedSignature, Signed, holds, read_header, runs_of, signed_text
 from collector import codes, own
+from collector.background import Pulse
 from collector.codes import Code
 from collector.problems import Problem
 from collector.store import identity
@@ -140,6 +141,7 @@ class Forgeries:
         self._database = database
         self._stored = stored
         self._kinds: dict[tuple[str, str], _Kind] = {}
+        self.pulse = Pulse()
 
     def note(self, problem: Problem, address: str) -> None:
         """Count one, where the table of codes has an event for it. Does no I/O."""
@@ -157,6 +159,7 @@ class Forgeries:
         while True:
             await asyncio.sleep(EVERY_S)
             await self.tell(time.monotonic())
+            self.pulse.ok()
 
     async def tell(self, now: float) -> None:
         """Tell what is due. A failure loses nothing: it is tried again."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent.wire.event import Event
 from collector import own
+from collector.background import Pulse
 from collector.enrol_authority import NoAuthority, ends
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 
@@ -28,14 +29,16 @@ class Expiry:
         self._database = database
         self._files = [(key, path) for key, path in files if path is not None]
         self._stored = stored
+        self.pulse = Pulse()
 
-    async def run(self, reached: "asyncio.Event") -> None:
-        """Until cancelled; begins when the database is there."""
-        await reached.wait()
+    async def run(self) -> None:
+        """Until cancelled; returns where there are no files."""
         while self._files:
             try:
                 await self.look(datetime.now(UTC))
+                self.pulse.ok()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self.pulse.waits(error)
                 _log.warning("that a certificate ends could not be told yet: %s", error)
                 await asyncio.sleep(AGAIN_S)
                 continue

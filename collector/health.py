@@ -12,6 +12,7 @@ from litestar.datastructures import State
 from msgspec import Struct
 
 from collector.access import PUBLIC
+from collector.background import TaskHealth, reasons
 from collector.ingest import Ingest
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 from collector.store.partitions import Partitions
@@ -31,11 +32,21 @@ class Check(Struct):
     detail: str
 
 
+class TaskOut(Struct):
+    """A background task. `age_s`: since its last success; null: there was none yet."""
+
+    ok: bool
+    age_s: float | None
+    restarts: int
+    detail: str
+
+
 class Health(Struct):
-    """All of them; `ok` where every one is."""
+    """All of them; `ok` where every one is. `tasks`: what goes on beside requests."""
 
     ok: bool
     checks: dict[str, Check]
+    tasks: dict[str, TaskOut]
 
 
 @dataclass(slots=True)
@@ -47,6 +58,8 @@ class Condition:
     trouble: str = "starting"
     partitions: Partitions | None = None
     partitions_trouble: str | None = None
+    tasks: Callable[[], dict[str, TaskHealth]] = dict
+    """How the background tasks are."""
     checkpoints: Callable[[], tuple[bool, str]] | None = None
     """Where they are made: whether all is well with them, and what there is to say."""
 
@@ -83,7 +96,11 @@ async def look(database: Database, condition: Condition) -> Health:
     if condition.checkpoints is not None:
         ok, detail = condition.checkpoints()
         checks["checkpoints"] = Check(ok=ok, detail=detail)
-    return Health(all(check.ok for check in checks.values()), checks)
+    tasks = condition.tasks()
+    wrong = reasons(tasks.items())
+    checks["background"] = Check(ok=not wrong, detail=wrong or f"{len(tasks)} tasks run")
+    told = {name: TaskOut(one.ok, one.age_s, one.restarts, one.detail) for name, one in tasks.items()}
+    return Health(all(check.ok for check in checks.values()), checks, told)
 
 
 def _answer(health: Health) -> Response[Health]:
@@ -96,15 +113,15 @@ async def healthz(state: State) -> Response[Health]:
     return _answer(await look(state.database, state.condition))
 
 
-_NOT_READINESS = ("partitions", "checkpoints")
+_NOT_READINESS = ("partitions", "checkpoints", "background")
 
 
 @get("/readyz", opt={"access": PUBLIC}, tags=["health"], summary="Whether to send requests here")
 async def readyz(state: State) -> Response[Health]:
-    """200 where a batch would be taken now. Partitions may be missing: what finds none is caught; a checkpoint may wait."""
+    """200 where a batch would be taken now. Partitions may be missing: what finds none is caught; a checkpoint and alerts may wait."""
     health = await look(state.database, state.condition)
     checks = {name: check for name, check in health.checks.items() if name not in _NOT_READINESS}
-    return _answer(Health(all(check.ok for check in checks.values()), checks))
+    return _answer(Health(all(check.ok for check in checks.values()), checks, health.tasks))
 
 
 @get("/metrics", opt={"access": PUBLIC}, tags=["health"], summary="Counters for Prometheus", media_type="text/plain")
@@ -161,6 +178,13 @@ def _lines(ingest: Ingest, condition: Condition) -> Iterable[str]:
     yield from _metric("held_bytes", "gauge", "Bytes of requests in work now", [("", ingest.held_bytes)])
     yield from _metric(
         "ready", "gauge", "Whether the database was reached and is migrated", [("", int(condition.ready))]
+    )
+    tasks = condition.tasks()
+    ages = [(f'{{task="{name}"}}', one.age_s) for name, one in tasks.items() if one.age_s is not None]
+    yield from _metric("task_age_seconds", "gauge", "Since the last success of a background task", ages)
+    ends = [(f'{{task="{name}"}}', one.restarts) for name, one in tasks.items()]
+    yield from _metric(
+        "task_restarts_total", "counter", "How often a background task ended and was started again", ends
     )
     found = condition.partitions
     if found is not None:

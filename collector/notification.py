@@ -14,6 +14,7 @@ import logging
 import random
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID, uuid4
 
@@ -24,13 +25,14 @@ from litestar.params import QueryParameter
 from msgspec import Struct
 
 from collector import audit
+from collector.background import Pulse
 from collector.notification_targets import SEVERITIES, Mail, NotificationSettings, Undelivered, Webhook
 from collector.problems import Problem
 from collector.store import notifications as store
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from collector.access import Caller
 
@@ -38,6 +40,7 @@ _log = logging.getLogger("linewarden.collector.notification")
 
 POLL_S = 2.0
 CLEAN_EVERY_S = 3_600.0
+SERVE_LATE_S = 300.0
 BACKOFF_S_MAX = 900.0
 LEASE_S = 10.0
 """A message in work is left alone for its time limit and so much more."""
@@ -50,6 +53,8 @@ class Notifier:
         self._database = database
         self._targets: Mapping[str, Webhook | Mail] = settings.targets
         self._wakes = {name: asyncio.Event() for name in settings.targets}
+        self._pulses = {name: Pulse() for name in settings.targets}
+        self._cleaned = Pulse()
         self.tried: Counter[tuple[str, str]] = Counter()
         """Tries of this collector, by target and outcome: sent, failed, dead."""
 
@@ -68,13 +73,13 @@ class Notifier:
         for event in self._wakes.values():
             event.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for name, target in self._targets.items():
-                # Each by itself: one that hangs holds up no other.
-                tasks.create_task(self._serve(name, target))
-            tasks.create_task(self._clean())
+    def tasks(self) -> "Iterator[tuple[str, Callable[[], Awaitable[None]], Pulse, float]]":
+        """Yield what is to be run until cancelled: name, function, pulse, and its late_s. Each target by itself: one that hangs
+        holds up no other.
+        """
+        for name, target in self._targets.items():
+            yield f"notifications of {name}", partial(self._serve, name, target), self._pulses[name], SERVE_LATE_S
+        yield "notification cleanup", self._clean, self._cleaned, 2 * CLEAN_EVERY_S
 
     async def _serve(self, name: str, target: Webhook | Mail) -> None:
         while True:
@@ -86,7 +91,9 @@ class Notifier:
                 await self._put_together(name, target)
                 while await self._try(name, target):
                     pass
+                self._pulses[name].ok()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self._pulses[name].waits(error)
                 _log.warning("notifications of %s wait for the database: %s", name, error)
                 await asyncio.sleep(random.uniform(1.0, 3.0))  # noqa: S311 - a jitter
 
@@ -96,6 +103,7 @@ class Notifier:
             with contextlib.suppress(StoreUnavailable, StoreMisconfigured):
                 async with self._database.connection() as connection, connection.transaction():
                     await store.clean(connection)
+                self._cleaned.ok()
 
     async def _put_together(self, name: str, target: Webhook | Mail) -> None:
         async with self._database.connection() as connection, connection.transaction():

@@ -32,6 +32,7 @@ from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from collector import access, personal
+from collector.background import Pulse
 from collector.match import matcher
 from collector.problems import Problem
 from collector.query import event_out, provide_filter
@@ -167,6 +168,8 @@ class Hub:
         self._stopping = ""
         self.counts = Counts()
         self.catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
+        self.pulse = Pulse()
+        self.heard = Pulse()
 
     @property
     def clients(self) -> int:
@@ -184,20 +187,15 @@ class Hub:
         for client in [*self._clients, *self._joining]:
             client.end(self._stopping)
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
-            tasks.create_task(self._read())
-
     # ── waking ──
 
-    async def _listen(self) -> None:
+    async def listen(self) -> None:
         """Hear the other collectors and tell them, on a connection of its own: LISTEN does not survive a pooler of transactions."""
         while True:
             try:
                 await self._listening()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self.heard.waits(error)
                 _log.warning(
                     "wake-ups of other collectors are not heard, looking every %g s instead: %s", POLL_S, error
                 )
@@ -217,13 +215,15 @@ class Hub:
                     # Cleared before it is sent: what is stored from here on is told again.
                     self._tell.clear()
                     await connection.execute(f"NOTIFY {CHANNEL}", timeout=10)
+                    self.heard.ok()
                     await asyncio.sleep(PACE_S)
             finally:
                 await connection.close(timeout=5)
 
     # ── reading ──
 
-    async def _read(self) -> None:
+    async def read(self) -> None:
+        """Read what is new for all clients, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
@@ -235,7 +235,9 @@ class Hub:
                 else:
                     # Nobody to read for: the next one begins at its own now.
                     self._base = self._step = None
+                self.pulse.ok()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self.pulse.waits(error)
                 _log.warning("live streams wait for the database: %s", error)
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(PACE_S)

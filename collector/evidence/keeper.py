@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collector.background import Pulse
 from collector.evidence import checkpoint
 from collector.evidence.checkpoint import BadKey, Places
 from collector.store import tree
@@ -43,6 +44,7 @@ class Keeper:
         self._last: datetime | None = None
         self._targets: list[tree.Target] = []
         self._trouble: str | None = "no checkpoint was made yet"
+        self.pulse = Pulse()
 
     @property
     def on(self) -> bool:
@@ -77,7 +79,9 @@ class Keeper:
         while self.on:
             try:
                 await self._round()
+                self.pulse.ok()
             except (StoreUnavailable, StoreMisconfigured) as error:
+                self.pulse.waits(error)
                 if self._trouble != str(error):
                     _log.warning("no checkpoint can be made, trying on: %s", error)
                 self._trouble = str(error)

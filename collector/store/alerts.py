@@ -37,6 +37,11 @@ class Reader:
     moved: datetime | None
     now: datetime
     secret: bytes
+    reread: int | None
+    """Batches up to this number were read again; None: nothing is being read again."""
+    reread_to: int | None
+    reread_since: datetime
+    """What was stored before is not counted: alerts began then, or their incidents have left."""
 
 
 async def lock_reader(connection: "Anyone") -> Reader | None:
@@ -49,7 +54,9 @@ async def lock_reader(connection: "Anyone") -> Reader | None:
     xmin, xmax, running = row["start"].split(":")
     start = Snapshot(row["since_us"], int(xmin), int(xmax), tuple(map(int, running.split(","))) if running else ())
     cursor = msgspec.json.decode(row["cursor"], type=Cursor) if row["cursor"] else None
-    return Reader(cursor, start, row["looked"], row["moved"], row["now"], row["secret"])
+    return Reader(
+        cursor, start, row["looked"], row["moved"], row["now"], row["secret"], row["reread"], row["reread_to"], row["reread_since"]
+    )  # fmt: skip
 
 
 async def move_reader(connection: "Anyone", cursor: Cursor, looked: datetime) -> None:
@@ -58,6 +65,33 @@ async def move_reader(connection: "Anyone", cursor: Cursor, looked: datetime) ->
     await connection.execute(
         "UPDATE alert_reader SET cursor = $1, looked = $2, moved = clock_timestamp()", text, looked
     )
+
+
+async def batches_again(connection: "Anyone", after: int, until: int, since: datetime, limit: int) -> Sequence[Record]:
+    """Return the next batches that are to be read again."""
+    return await connection.fetch(
+        "SELECT xid::text AS xid, batch_id, received, events FROM evidence "
+        "WHERE batch_id > $1 AND batch_id <= $2 AND received >= $3 ORDER BY evidence.batch_id LIMIT $4",
+        after, until, since, limit,
+    )  # fmt: skip
+
+
+async def move_reread(connection: "Anyone", through: int) -> None:
+    """Write how far batches were read again."""
+    await connection.execute("UPDATE alert_reader SET reread = $1", through)
+
+
+async def end_reread(connection: "Anyone") -> None:
+    """Everything was read again."""
+    await connection.execute("UPDATE alert_reader SET reread = NULL, reread_to = NULL")
+
+
+async def found_before(connection: "Anyone", identities: Sequence[str]) -> set[tuple[str, str]]:
+    """Return which rules of the centre have found something in which of these events."""
+    if not identities:
+        return set()
+    rows = await connection.fetch(_FOUND_BEFORE, list(set(identities)))
+    return {(row["rule"], row["name"]) for row in rows}
 
 
 @dataclass(slots=True)
@@ -495,8 +529,16 @@ def ago(now: datetime, seconds: float) -> datetime:
 
 _READER = """
 SELECT r.cursor, r.start, (extract(epoch FROM r.since) * 1000000)::bigint AS since_us, r.looked, r.moved, clock_timestamp() AS now,
-       (SELECT value FROM installation_secrets WHERE name = 'alerts') AS secret
+       (SELECT value FROM installation_secrets WHERE name = 'alerts') AS secret, r.reread, r.reread_to,
+       CASE WHEN r.reread IS NULL THEN r.since
+            ELSE greatest(r.since, (SELECT max(t.day) + 2 FROM tombstones t WHERE t.kind = 'alerts')::timestamptz) END AS reread_since
 FROM alert_reader r
+"""
+_FOUND_BEFORE = """
+SELECT DISTINCT e.data ->> 'rule' AS rule, name FROM security_events e
+CROSS JOIN LATERAL jsonb_array_elements_text(
+    CASE WHEN jsonb_typeof(e.data -> 'events') = 'array' THEN e.data -> 'events' ELSE '[]' END) AS name
+WHERE e.agent_id = '00000000-0000-0000-0000-000000000000' AND e.data -> 'events' ?| $1::text[] AND name = ANY ($1::text[])
 """
 _CURRENT = """
 SELECT * FROM alerts WHERE alert_id IN (

@@ -4,12 +4,16 @@
 The cursor is that of streams (two snapshots and a batch), so a batch that was committed late is folded as well. The first fold begins with
 the oldest event there is.
 
+Made anew (`analytics_state.rebuild`): the tables are emptied from the first day on of which all events are kept, and everything is folded
+from the beginning; what is older stays as it was.
+
 Bounds. A place has at most so many keys a period in each table (`Table.keys_max`); what comes beyond is counted in one row `(other)`, so
 totals hold and the table does not grow with what an attacker can invent. Old periods leave (`expire`). Users are stored as pseudonyms.
 """
 
 import asyncio
 import functools
+import logging
 import math
 import operator
 from collections import Counter
@@ -18,11 +22,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from collector.store import stream
+import asyncpg
+
+from collector.store import readers, stream
 from collector.store.stream import Cursor, Snapshot
 
 if TYPE_CHECKING:
     from collector.store.database import Anyone
+    from collector.store.events import Record
+
+_log = logging.getLogger("linewarden.collector")
 
 ADVISORY_LOCK = 0x4C57_0007
 OTHER = "(other)"
@@ -35,6 +44,17 @@ HEADS_MAX = 50_000
 """Users and sources whose last event is remembered; the longest silent are forgotten."""
 ACTIVITY_DAYS, HISTORY_DAYS = 35, 400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NOTHING = Snapshot(0, 1, 1, ())
+"""Sees nothing: folding begins behind it."""
+CANNOT_FOLD = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""What a batch raises that cannot be folded."""
 
 Pseudonym = Callable[[str], str]
 
@@ -161,36 +181,124 @@ def _follow(sums: Sums, place: int, kind: str, entity: str, type_: str, moment: 
     sums.heads[place, kind, entity] = (type_, moment)
 
 
-async def fold(connection: "Anyone", pseudonym: Pseudonym) -> int | None:
-    """Fold the next batches; how many events, None at the end or where another collector is folding."""
+async def fold(
+    connection: "Anyone", pseudonym: Pseudonym, unread: "Callable[[Record, Exception], None] | None" = None
+) -> int | None:
+    """Fold the next batches; how many events, None at the end or where another collector is folding.
+
+    `unread`: told each batch that cannot be folded, with the reason; it is passed over. Without it, the error is raised.
+    """
     async with connection.transaction():
         if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", ADVISORY_LOCK):
             return None
-        cursor = await _cursor(connection)
+        cursor, since = await _cursor(connection)
         step = cursor.step or await stream.now(connection)
+        if not step.covers(cursor.base):
+            # The database was put back, and counts its transactions from lower on. What lies in it was folded, and what comes is ahead.
+            _log.warning("analytics: the database was put back; folding goes on with what is stored from now on")
+            await connection.execute(_MOVE, Cursor(cursor.home, step).encode(), 0, 0)
+            await readers.begin_anew(connection, readers.ANALYTICS, step)
+            return None
         batches, reached = await stream.batches_between(
             connection, cursor.base, step, cursor.position, events_max=EVENTS_MAX
         )
-        if not batches:
-            await connection.execute(_MOVE, Cursor(cursor.home, step).encode(), 0, 0)
-            return None
-        received = [batch["received"] for batch in batches]
-        rows = await connection.fetch(_ROWS, [b["batch_id"] for b in batches], min(received), max(received))
-        heads = await _heads(connection, rows, pseudonym)
-        sums = await asyncio.to_thread(sums_of, rows, heads, pseudonym)
-        beyond = 0
-        for table in TABLES:
-            beyond += await _write(connection, table, sums.cells[table.name])
-        await _write_heads(connection, sums.heads)
         behind = Cursor(cursor.home, step) if reached is None else Cursor(cursor.home, cursor.base, step, reached)
-        await connection.execute(_MOVE, behind.encode(), len(rows), beyond)
-        return len(rows)
+        if not batches:
+            await connection.execute(_MOVE, behind.encode(), 0, 0)
+            return None
+        await readers.count(connection, readers.ANALYTICS, batches)
+        if unread is None:
+            events, beyond = await _fold(connection, batches, pseudonym, since)
+        else:
+            events, beyond = await _fold_carefully(connection, batches, pseudonym, since, unread)
+        await connection.execute(_MOVE, behind.encode(), events, beyond)
+        return events
 
 
-async def _cursor(connection: "Anyone") -> Cursor:
+async def _fold(
+    connection: "Anyone", batches: "Sequence[Record]", pseudonym: Pseudonym, since: datetime | None
+) -> tuple[int, int]:
+    """How many events were folded, and how many cells went to (other). `since`: leave out what happened before."""
+    received = [batch["received"] for batch in batches]
+    rows = await connection.fetch(_ROWS, [b["batch_id"] for b in batches], min(received), max(received))
+    if since is not None:
+        rows = [row for row in rows if row["time"] >= since]
+    heads = await _heads(connection, rows, pseudonym)
+    sums = await asyncio.to_thread(sums_of, rows, heads, pseudonym)
+    beyond = 0
+    for table in TABLES:
+        beyond += await _write(connection, table, sums.cells[table.name])
+    await _write_heads(connection, sums.heads)
+    return len(rows), beyond
+
+
+async def _fold_carefully(
+    connection: "Anyone",
+    batches: "Sequence[Record]",
+    pseudonym: Pseudonym,
+    since: datetime | None,
+    unread: "Callable[[Record, Exception], None]",
+) -> tuple[int, int]:
+    """Each batch alone; those that cannot be folded are recorded and passed over."""
+    events = beyond = 0
+    for batch in batches:
+        try:
+            async with connection.transaction():
+                folded = await _fold(connection, [batch], pseudonym, since)
+        except CANNOT_FOLD as error:
+            await readers.pass_over(
+                connection,
+                readers.ANALYTICS,
+                [(batch["batch_id"], -1, batch["received"], f"{type(error).__name__}: {error}")],
+            )
+            unread(batch, error)
+        else:
+            events, beyond = events + folded[0], beyond + folded[1]
+    return events, beyond
+
+
+async def check(connection: "Anyone") -> readers.Difference | None:
+    """Hold what was folded against what was stored, at the end of a step; None where all is well or somebody else folds."""
+    async with connection.transaction():
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", ADVISORY_LOCK):
+            return None
+        cursor, _ = await _cursor(connection)
+        return None if cursor.step is not None else await readers.compare(connection, readers.ANALYTICS, cursor.base)
+
+
+async def rebuild(connection: "Anyone") -> datetime | None:
+    """Where it was asked for, empty the tables to be made anew; from when on, None where nothing is to be done.
+
+    Folding then begins with the first event that is kept.
+    """
+    async with connection.transaction():
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", ADVISORY_LOCK):
+            return None
+        if not await connection.fetchval("SELECT rebuild FROM analytics_state"):
+            return None
+        if await connection.fetchval(_FROM_AHEAD):
+            _log.error(
+                "analytics cannot be made anew: this database was put back from a dump, and the order of its commits is not kept"
+            )
+            await connection.execute("UPDATE analytics_state SET rebuild = false")
+            return None
+        since: datetime | None = await connection.fetchval(_WHOLE_SINCE)
+        for table in TABLES:
+            await connection.execute(f"DELETE FROM {table.name} WHERE {table.group[0][0]} >= $1", since or _EPOCH)
+        await connection.execute("DELETE FROM sequence_heads")
+        await connection.execute(_REBUILD, since)
+        await readers.begin_anew(connection, readers.ANALYTICS, NOTHING)
+    return since or _EPOCH
+
+
+async def _cursor(connection: "Anyone") -> tuple[Cursor, datetime | None]:
+    """Where folding stands; and, while it goes through what was there when the tables were made anew, from when on events count."""
     home = await stream.home_of(connection)
-    text = await connection.fetchval("SELECT cursor FROM analytics_state")
-    return stream.decode_cursor(text, home) if text else Cursor(home, Snapshot(0, 1, 1, ()))
+    row = await connection.fetchrow("SELECT cursor, whole_since FROM analytics_state")
+    if row is None or not row["cursor"]:
+        return Cursor(home, NOTHING), row["whole_since"] if row is not None else None
+    cursor = stream.decode_cursor(row["cursor"], home)
+    return cursor, row["whole_since"] if cursor.base == NOTHING else None
 
 
 async def _heads(connection: "Anyone", rows: "Sequence[Any]", pseudonym: Pseudonym) -> dict[tuple[int, str, str], Head]:
@@ -328,5 +436,13 @@ _SET_HEADS = """
 INSERT INTO sequence_heads (place_id, kind, entity, type, time)
 SELECT * FROM unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
 ON CONFLICT (place_id, kind, entity) DO UPDATE SET type = excluded.type, time = excluded.time
+"""
+# Of a day that a tombstone names not all events are kept. An event may be dated a day ahead of when it was stored.
+_WHOLE_SINCE = """
+SELECT (max(day) + 2)::timestamp AT TIME ZONE 'UTC' FROM tombstones WHERE kind IN ('dropped', 'deleted')
+"""
+_FROM_AHEAD = "SELECT EXISTS (SELECT FROM evidence WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))"
+_REBUILD = """
+UPDATE analytics_state SET rebuild = false, cursor = '', events = 0, beyond = 0, whole_since = $1, changed = now()
 """
 _MOVE = "UPDATE analytics_state SET cursor = $1, events = events + $2, beyond = beyond + $3, changed = now()"

@@ -37,6 +37,12 @@ async def note_stops(connection: "Anyone", stopped: dict[UUID, datetime | None])
     await connection.executemany(_STOP, list(stopped.items()))
 
 
+async def last_stops(connection: "Anyone", centre: UUID) -> dict[UUID, datetime | None]:
+    """Return of each agent whether it last said that it was stopped, and when; None: that it was started."""
+    rows = await connection.fetch(_LAST_STOPS, centre)
+    return {row["agent_id"]: row["received"] if row["type"] == "agent.stopped" else None for row in rows}
+
+
 async def raised(connection: "Anyone") -> dict[tuple[str, str], datetime]:
     """What rules have raised and is not over: rule and key → since when."""
     rows = await connection.fetch("SELECT rule, key, since FROM rule_states")
@@ -111,6 +117,10 @@ ON CONFLICT (agent_id) DO UPDATE SET state = excluded.state, since = excluded.si
 _STOP = """
 INSERT INTO agent_contact (agent_id, state, since, stopped) VALUES ($1, 'online', clock_timestamp(), $2)
 ON CONFLICT (agent_id) DO UPDATE SET stopped = excluded.stopped
+"""
+_LAST_STOPS = """
+SELECT DISTINCT ON (agent_id) agent_id, type, received FROM security_events
+WHERE type IN ('agent.started', 'agent.stopped') AND agent_id <> $1 ORDER BY agent_id, received DESC, batch_id DESC, idx DESC
 """
 _SIGHT = """
 INSERT INTO rule_sightings AS g (rule, key, member, place_id, seen, event, correlation_id)

@@ -51,6 +51,11 @@ class Snapshot(Struct, frozen=True, array_like=True):
     def __str__(self) -> str:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.running))}"
 
+    @property
+    def taken(self) -> datetime:
+        """When it was taken."""
+        return _EPOCH + timedelta(microseconds=self.taken_us)
+
     def covers(self, other: "Snapshot") -> bool:
         """Whether all that the other sees is seen here."""
         return self.xmax >= other.xmax and all(xid in other.running for xid in self.running if xid < other.xmax)
@@ -150,19 +155,8 @@ async def batches_between(
     The first is that of `after` where `after` lies within it.
     """
     low = after or Position(0, 0, 0)
-    since = timedelta(microseconds=old.taken_us) + _EPOCH - timedelta(seconds=LATE_S_MAX)
-    batches = await connection.fetch(
-        _BATCHES,
-        str(old.xmin),
-        str(new.xmax),
-        str(old),
-        str(new),
-        since,
-        str(low.xid),
-        low.batch_id,
-        low.idx,
-        _CHUNK_BATCHES,
-    )
+    place = (str(low.xid), low.batch_id, low.idx)
+    batches = await connection.fetch(_BATCHES, *between_arguments(old, new), *place, _CHUNK_BATCHES)
     if not batches:
         return [], None
     taken, events = [], 0
@@ -176,6 +170,11 @@ async def batches_between(
     reached = Position(int(last["xid"]), last["batch_id"], max(last["events"] - 1, 0))
     ended = len(taken) == len(batches) < _CHUNK_BATCHES
     return taken, None if ended else reached
+
+
+def between_arguments(old: Snapshot, new: Snapshot) -> tuple[str, str, str, str, datetime]:
+    """Return what is bound where batches that `new` sees and `old` does not are picked."""
+    return str(old.xmin), str(new.xmax), str(old), str(new), old.taken - timedelta(seconds=LATE_S_MAX)
 
 
 def _key(position: Position) -> tuple[int, int, int]:
