@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 Q = 0.01
 """Findings are given where less than this is to be expected by chance."""
-Z95 = 1.959964
+Z95 = 1.959963984540054
+LARGE = 10_000.0
 
 
 def normal_sf(z: float) -> float:
@@ -30,20 +31,55 @@ def normal_sfs(z: Numbers) -> Numbers:
 
 
 def chi2_sf(x: float, freedom: float) -> float:
-    """P(X > x) of chi-square: the regularised upper incomplete gamma function, by its series or its continued fraction."""
-    a, half = freedom / 2, x / 2
-    if x <= 0 or freedom <= 0:
+    """P(X > x) of chi-square."""
+    return 1.0 if x <= 0 or freedom <= 0 else _gamma_tails(freedom / 2, x / 2)[1]
+
+
+def poisson_sf(count: int, mean: float) -> float:
+    """P(X >= count) where `mean` is expected; as exact far below 1e-16 as above."""
+    if count <= 0:
         return 1.0
-    scale = math.exp(-half + a * math.log(half) - math.lgamma(a)) if half < 700 else 0.0  # noqa: PLR2004 - exp underflows
-    if half < a + 1:
-        term = total = 1 / a
-        for n in range(1, 10_000):
-            term *= half / (a + n)
-            total += term
-            if term < total * 1e-14:
-                break
-        return max(0.0, 1 - total * scale)
-    return min(1.0, scale * _fraction(a, half))
+    return _gamma_tails(count, mean)[0] if mean > 0 else 0.0
+
+
+def _gamma_tails(a: float, x: float) -> tuple[float, float]:
+    """The regularised lower and upper incomplete gamma function. The smaller of the two is computed, and is never 1 less the other."""
+    if x <= 0:
+        return 0.0, 1.0
+    if a > LARGE:
+        return _gamma_tails_large(a, x)
+    scale = math.exp(-x + a * math.log(x) - math.lgamma(a))
+    if x >= a + 1:
+        upper = min(1.0, scale * _fraction(a, x))
+        return 1 - upper, upper
+    term = total = 1 / a
+    for n in range(1, 100_000):
+        term *= x / (a + n)
+        total += term
+        if term < total * 1e-16:
+            break
+    lower = min(1.0, total * scale)
+    return lower, 1 - lower
+
+
+def _gamma_tails_large(a: float, x: float) -> tuple[float, float]:
+    """The same by Temme's uniform expansion: near the middle, series take as many terms as the root of `a` is large."""
+    excess = (x - a) / a
+    distance = excess - (math.log1p(excess) if excess > -0.5 else math.log(x) - math.log(a))  # noqa: PLR2004
+    eta = math.copysign(math.sqrt(2 * distance), excess)
+    if abs(eta) < 0.01:  # noqa: PLR2004 - what follows would be a difference of nearly equal numbers
+        first = -1 / 3 + eta / 12 - 2 * eta**2 / 135 + eta**3 / 864
+        second = -1 / 540 - eta / 288
+    else:
+        first = 1 / excess - 1 / eta
+        second = 1 / eta**3 - 1 / excess**3 - 1 / excess**2 - 1 / (12 * excess)
+    rest = math.exp(-a * distance) / math.sqrt(2 * math.pi * a) * (first + second / a)
+    near = math.erfc(abs(eta) * math.sqrt(a / 2)) / 2
+    if eta >= 0:
+        upper = near + rest
+        return 1 - upper, upper
+    lower = near - rest
+    return lower, 1 - lower
 
 
 def _fraction(a: float, x: float) -> float:
@@ -52,21 +88,16 @@ def _fraction(a: float, x: float) -> float:
     b = x + 1 - a
     c, d = 1 / tiny, 1 / b
     h = d
-    for n in range(1, 10_000):
+    for n in range(1, 100_000):
         step = -n * (n - a)
         b += 2
         d = step * d + b or tiny
         c = b + step / c or tiny
         d = 1 / d
         h *= d * c
-        if abs(d * c - 1) < 1e-14:  # noqa: PLR2004
+        if abs(d * c - 1) < 1e-15:  # noqa: PLR2004
             break
     return h
-
-
-def poisson_sf(count: int, mean: float) -> float:
-    """P(X >= count) where `mean` is expected."""
-    return 1.0 if count <= 0 else 1 - chi2_sf(2 * mean, 2 * count) if mean > 0 else 0.0
 
 
 def adjusted(p: "list[float]") -> list[float]:
@@ -95,7 +126,7 @@ def robust_scale(values: Numbers, *, least: float = 1.0) -> float:
     """The spread of values, whatever a few of them do; never below `least`."""
     if values.size == 0:
         return least
-    return max(least, 1.4826 * float(np.median(np.abs(values - np.median(values)))))
+    return max(least, 1.482602218505602 * float(np.median(np.abs(values - np.median(values)))))
 
 
 class Slope(NamedTuple):
@@ -122,7 +153,7 @@ def slope(y: Numbers) -> Slope:
         return Slope(middle, middle, middle, 1.0, float(np.median(y)))
     z = max(0.0, abs(s) - 1) / math.sqrt(variance)
     reach = Z95 * math.sqrt(variance)
-    ends = max(0, round((len(steps) - reach) / 2)), min(len(steps) - 1, round((len(steps) + reach) / 2))
+    ends = max(0, round((len(steps) - reach) / 2) - 1), min(len(steps) - 1, round((len(steps) + reach) / 2))
     # Two of eighty thousand are wanted: to sort them all would take five times as long.
     low, high = np.partition(steps, ends)[list(ends)]
     start = float(np.median(y - middle * np.arange(n)))
