@@ -608,10 +608,13 @@ def _rule(data: dict[str, Any]) -> str:
 
 
 def _ties(row: "Record") -> list[str]:
-    """What ties an alert to others: its correlation ids, and its address at its site."""
+    """What ties an alert to others at its site: its correlation ids, and its address.
+
+    Never across sites: an agent chooses its correlation ids, and whoever sees an incident sees what is written to it.
+    """
     data = _data(row)
     others = [one for name in ("causes", "correlations") for one in _texts(data.get(name))]
-    ties = [f"correlation {one[:200]}" for one in [row["correlation_id"], *others[:20]] if one]
+    ties = [f"correlation {one[:200]} {row['site'][:100]}" for one in [row["correlation_id"], *others[:20]] if one]
     if row["src_ip"]:
         ties.append(f"address {row['src_ip'][:100]} {row['site'][:100]}")
     return ties

@@ -582,7 +582,9 @@ async def _whole_incident(connection: "Connection", incident_id: int, scope: Sco
     row = await incident_store.one(connection, incident_id, scope) if 0 < incident_id <= NUMBER_MAX else None
     if row is None:
         raise Problem(404, f"there is no incident {str(incident_id)[:30]}", code="incident")
-    done = await store.history(connection, incident_id=incident_id)
+    # What was written to an incident is about all of it: it is shown to those who see all of it.
+    whole = await incident_store.size(connection, incident_id) == row["alerts"]
+    done = await store.history(connection, incident_id=incident_id) if whole else []
     wanted = Wanted(events=Filter(scope=scope), incident=incident_id)
     rows = await store.page(connection, wanted, after=None, limit=1_000)
     return IncidentWithHistory(_incident(row), _history(done), [_alert(one) for one in rows])

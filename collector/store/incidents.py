@@ -29,6 +29,12 @@ async def one(connection: "Connection", incident_id: int, scope: Scope) -> Recor
     return rows[0] if rows and rows[0]["alerts"] else None
 
 
+async def size(connection: "Anyone", incident_id: int) -> int:
+    """Return how many alerts an incident has, whoever may see them."""
+    found: int = await connection.fetchval("SELECT count(*) FROM alerts WHERE incident_id = $1", incident_id)
+    return found
+
+
 async def evidence_of(
     connection: "Anyone", *, alerts: Sequence[int], incidents: Sequence[int], limit: int
 ) -> tuple[list[str], list[int], list[int]]:

@@ -216,7 +216,8 @@ def test_what_lies_at_another_site_cannot_be_seen_or_touched(plants: Plants) -> 
     plant.send(alert(correlation_id="shared"))
     other.send(alert(correlation_id="shared"))
     mine, theirs = plant.one(), other.one()
-    assert mine["incident_id"] == theirs["incident_id"]
+    # A correlation id is the agent's to choose: it joins nothing across sites.
+    assert mine["incident_id"] != theirs["incident_id"]
     url = f"/v1/alerts/{theirs['alert_id']}"
     assert plant.viewer.get(url).status_code == 404
     assert plant.analyst.patch(url, json={"action": "acknowledge", "version": 1}).status_code == 404
@@ -233,6 +234,34 @@ def test_what_lies_at_another_site_cannot_be_seen_or_touched(plants: Plants) -> 
     )  # fmt: skip
     assert closed.status_code == 200
     assert (plant.one()["state"], other.one()["state"]) == ("closed", "open")
+
+
+def test_what_is_written_to_an_incident_of_two_sites_is_shown_to_those_who_see_both(plants: Plants) -> None:
+    """As incidents were joined before: by a correlation id."""
+    plant, other = plants("joined-a"), plants("joined-b")
+    plant.send(alert(correlation_id="shared"))
+    other.send(alert(correlation_id="shared"))
+    number = plant.one()["incident_id"]
+    other.one()
+
+    async def join() -> None:
+        async with connected(plant.collector.dsn) as connection:
+            await connection.execute(
+                "UPDATE alerts SET incident_id = $1 WHERE place_id IN (SELECT place_id FROM places WHERE site = 'joined-b')",
+                number,
+            )
+
+    asyncio.run(join())
+    version = plant.viewer.get(f"/v1/incidents/{number}").json()["incident"]["version"]
+    comment = {"action": "comment", "comment": "the vault's code is on the door", "version": version}
+    assert plant.analyst.patch(f"/v1/incidents/{number}", json=comment).status_code == 200
+    for viewer, lines in (
+        (plant.viewer, 0),
+        (other.viewer, 0),
+        (plant.collector.client(plant.collector.key("viewer")), 1),
+    ):
+        answer = viewer.get(f"/v1/incidents/{number}")
+        assert (len(answer.json()["history"]), "vault" in answer.text) == (lines, lines == 1)
 
 
 def test_an_action_on_many_touches_what_the_preview_counted_and_is_undone(plants: Plants) -> None:

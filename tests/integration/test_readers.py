@@ -48,7 +48,7 @@ class Store:
         """A batch, in a transaction of its own."""
         frame = next(read_frames(self.chain.seal(events).frame))
         async with self.connection.transaction():
-            await Transaction(self.connection, UUID(self.chain.agent)).store([frame], 1, careful=True)
+            await Transaction(self.connection, UUID(self.chain.agent)).store([frame], 1, careful=True)  # type: ignore[arg-type]
 
     async def alerts(self, first: int, end: int) -> None:
         """Batches of one alert each; five kinds of them."""
@@ -80,7 +80,9 @@ class Store:
         return [json.loads(row["data"]) for row in rows]
 
     async def make_due(self) -> None:
-        await self.connection.execute("UPDATE reader_checks SET checked = '-infinity'")
+        await self.connection.execute(
+            "UPDATE reader_checks SET checked = '-infinity'; UPDATE alert_reader SET looked = '-infinity'"
+        )
 
 
 def alert(number: int, **fields: Any) -> Event:
@@ -255,7 +257,7 @@ async def test_the_migration_has_everything_read_again_once(dsn: str, monkeypatc
         chain = Chain()
         frame = next(read_frames(chain.batch("a").frame))
         async with connection.transaction():
-            stored = Transaction(connection, UUID(chain.agent))
+            stored = Transaction(connection, UUID(chain.agent))  # type: ignore[arg-type]
             await stored.store([frame], 1, careful=False)
         await connection.execute("UPDATE alert_reader SET cursor = $1", json.dumps(cursor))
         await connection.execute("UPDATE analytics_state SET cursor = 'x'")
