@@ -5,11 +5,12 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from agent.cli import DEBUG, DONE, WRONG
+from agent.cli import DEBUG, DONE, SERVICE, WRONG
 from agent.config import ConfigProblems, Problem, load
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -61,11 +62,13 @@ class _Report(msgspec.Struct):
     sources: int = 0
     handlers: int = 0
     warnings: list[Problem] = []
+    judged_as: str | msgspec.UnsetType = msgspec.UNSET
+    """As which user the files were looked at, where root asked and the service has a user of its own."""
 
 
 def check(options: argparse.Namespace) -> int:
     """Everything that is wrong with the configuration, and with what it names."""
-    report = _judge(options.config)
+    report = _judge_for_service(options.config)
     if options.json:
         print(msgspec.json.encode(report).decode())
     elif report.ok:
@@ -78,12 +81,44 @@ def check(options: argparse.Namespace) -> int:
     if report.warnings and not options.json:
         print(f"{len(report.warnings)} warning{'s' * (len(report.warnings) > 1)}: it runs like this, and should not")
         _list(report.warnings)
+    if report.judged_as is not msgspec.UNSET and not options.json:
+        print(f"Judged as {report.judged_as}.")
     return DONE if report.ok else WRONG
 
 
 def _list(problems: list[Problem]) -> None:
     for problem in problems:
         print(f"\n  {problem.key + ': ' if problem.key else ''}{problem.text}\n      {problem.remedy}")
+
+
+def _judge_for_service(path: Path) -> _Report:
+    """With the rights of the service, where root asks: root can read what the service cannot."""
+    # First as we are: it loads every module that is needed, which the service's user need not be able to read here.
+    report = _judge(path)
+    if os.geteuid() != 0:
+        return report
+    from agent.config_account import acting_as, described, problems_of_state, problems_of_unit, without_credentials
+    from agent.config_read import section, validated
+    from agent.service_account import account_for
+
+    try:
+        state_dir = Path(section("agent", path, os.environ).state_dir)
+        account = account_for(SERVICE, path, state_dir)
+    except ConfigProblems:
+        return report
+    if account is None:
+        return report
+    with acting_as(account):
+        report = _judge(path)
+        report.problems += problems_of_state(state_dir, account)
+    if account.unit is not None:
+        with suppress(ConfigProblems):
+            settings = validated(path, os.environ)
+            report.problems = without_credentials(report.problems, settings, account.unit)
+            report.problems += problems_of_unit(settings, account.unit)
+    report.ok = not report.problems
+    report.judged_as = described(account)
+    return report
 
 
 def _judge(path: Path) -> _Report:

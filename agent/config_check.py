@@ -6,9 +6,11 @@ does no I/O, so that what only shows when the parts come together shows here too
 """
 
 import dataclasses
+import glob
 import ssl
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from agent.identity import Keyring
 from agent.sources import EXTRA, SOURCES
 
 SECRET_BYTES_MAX = 65_536
+SYSTEM_LOGS = ("auth.log", "syslog", "secure", "messages", "kern.log", "daemon.log", "user.log", "cron", "cron.log")
+"""What rsyslog writes, where it is installed."""
+JOURNALS = ("/run/systemd/journal", "/run/log/journal", "/var/log/journal")
 _SECRET_ENDINGS = ("key_file", "password_file", "token_file", "secret_file")
 
 Place = tuple[str | int, ...]
@@ -49,7 +54,27 @@ def warnings_outside(settings: Settings) -> list[Problem]:
         if hasattr(config, "warnings")
         for key, text, remedy in config.warnings()
     ]
-    return [*found, *_of_enrolment(settings)]
+    return [*found, *_of_silence(settings), *_of_enrolment(settings)]
+
+
+def _of_silence(settings: Settings) -> Iterator[Problem]:
+    """What is configured and will deliver nothing as things are now."""
+    if not settings.sources:
+        yield Problem(
+            "sources", "no source is configured, so nothing is collected", "Add one, as agent.example.toml shows."
+        )
+    for name, source in settings.sources.items():
+        if source.kind != "log":
+            continue
+        for pattern in getattr(source.config, "paths", ()):
+            if not any(islice(glob.iglob(pattern, recursive=True), 1)):  # noqa: PTH207  # absolute patterns
+                remedy = "Correct the path, or leave it where the program that writes it comes later."
+                if Path(pattern).name in SYSTEM_LOGS and any(Path(each).exists() for each in JOURNALS):
+                    remedy = (
+                        'This computer keeps its log in the journal: write [sources.NAME] type = "journal" instead of this path; '
+                        "or install rsyslog, which writes such files."
+                    )
+                yield Problem(key_text(("sources", name, "paths")), f"{pattern} matches no file", remedy)
 
 
 def _of_enrolment(settings: Settings) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ from agent.parsers.base import Context, Lines
 from agent.parsers.messages import Origin, Said
 from agent.wire.event import Event
 
+JOURNALS = ("/var/log/journal", "/run/log/journal")
 READ_BYTES = 262_144
 ENTRY_BYTES_MAX = 1_048_576
 """A longer entry (a core dump) is passed over, and a gap says so."""
@@ -67,6 +68,24 @@ class JournalConfig:
             )
         if self.directory and not os.access(self.directory, os.R_OK | os.X_OK):
             yield "directory", f"{self.directory} cannot be read", "Add the agent's user to the group systemd-journal."
+        elif not self.directory and (closed := _closed_journal()) is not None:
+            yield "type", f"the journal {closed} cannot be read", "Add the agent's user to the group systemd-journal."
+
+
+def _closed_journal() -> Path | None:
+    """Return what of the system's journal may not be read; None where all of it may, or there is none."""
+    for folder in map(Path, JOURNALS):
+        for each in (folder, *_inside(folder)):
+            if os.path.lexists(each) and not os.access(each, os.R_OK):
+                return each
+    return None
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return [path for below in folder.iterdir() for path in (below, below / "system.journal")]
+    except OSError:
+        return []
 
 
 class JournalSource:

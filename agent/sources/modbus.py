@@ -12,6 +12,7 @@ Only reads leave this program (agent.sources.modbus_client is the fence around p
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
@@ -182,6 +183,12 @@ class ConfigModbus:
                 "url",
                 f"{device}: there is no such device",
                 "Plug it in, or name another; ls /dev/serial/by-id shows them.",
+            )
+        elif device and not os.access(device, os.R_OK | os.W_OK):
+            yield (
+                "url",
+                f"{device}: permission denied",
+                "Add the agent's user to the group of the device (often dialout).",
             )
 
 
