@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from annotated_types import Ge, Gt, Le
 
 from agent.component import Cursor, NotConnected, Report, now_us
+from agent.sources.modbus_events import gap_event
 from agent.sources.modbus_link import (
     BITS_MAX,
     REGISTERS_MAX,
@@ -466,17 +467,9 @@ class ModbusSource:
         ]
 
     def _gap(self, reason: str, from_us: int, unit: Unit | None = None) -> Event:
-        now = now_us()
         self._report.count("gaps")
-        name = unit.label if unit else self._name
-        data = {
-            "reason": reason,
-            "events": None,
-            "from_us": from_us,
-            "to_us": now,
-            "unit_id": unit.id if unit else None,
-        }
-        return Event(now, now, "collection.gap", self._name, target=name, message=reason, data=data)
+        label, unit_id = (unit.label, unit.id) if unit else (self._name, None)
+        return gap_event(self._name, label, unit_id, reason, from_us)
 
     # Identity -----------------------------------------------------------------------------------------------------------------
 

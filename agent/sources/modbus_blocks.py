@@ -20,7 +20,7 @@ class Place(NamedTuple):
 class Asked:
     """A block, with the bytes that were last taken from it."""
 
-    __slots__ = ("_at", "again_s", "block", "busy", "confirmed", "due_s", "last", "misses", "places")
+    __slots__ = ("_at", "again_s", "block", "busy", "confirmed", "due_s", "last", "misses", "places", "read")
 
     def __init__(self, block: Block, watches: dict[Span, list[Watch]]) -> None:
         self.block = block
@@ -29,6 +29,8 @@ class Asked:
         """Times in a row that it was not answered, or wrongly, although another block of the unit was."""
         self.busy = 0
         """Cycles in a row that it was busy."""
+        self.read: tuple[int, int] | None = None
+        """When it was read last: in which cycle of its unit, and at which time (µs)."""
         self.again_s = 0.0
         """It is left alone until then, by the monotonic clock."""
         self.due_s = 0.0

@@ -28,8 +28,8 @@ from typing import Any, Final
 
 from agent.component import Report, now_us
 from agent.sources.modbus_blocks import Asked, Place, cut
+from agent.sources.modbus_events import NAMES_MAX, REMEDIES, SPLITTING, Exceptions, gap_event, where
 from agent.sources.modbus_link import (
-    EXCEPTIONS,
     GATEWAY_EXCEPTIONS,
     READS,
     BadAnswer,
@@ -40,7 +40,7 @@ from agent.sources.modbus_link import (
 )
 from agent.sources.modbus_plan import Block, Span, plan
 from agent.sources.modbus_points import Watch, modicon
-from agent.wire.event import INFORMATIONAL, Event
+from agent.wire.event import Event
 
 FAILURES_MAX: Final = 2
 RETRY_S: Final = 60.0
@@ -50,8 +50,6 @@ SUSPENDED_S_MIN, SUSPENDED_S_MAX = 1.0, 30.0
 FULL_PATIENCE_EVERY: Final = 4
 """Every so many tries a suspended unit gets its whole timeout, however little time is left: it may have become slow."""
 PATIENCE_S_MIN: Final = 0.05
-SPLITTING: Final = frozenset({2, 3})
-"""Exceptions that say something about the addresses asked for, so that another question may be answered."""
 SPLITS_A_CYCLE_MAX: Final = 32
 """Requests that find out what a refused block cannot be asked for; the next cycle goes on where this one ended."""
 WRONG_A_CYCLE_MAX: Final = 3
@@ -60,23 +58,15 @@ BUSY: Final = frozenset({5, 6})
 """Exceptions that say: later."""
 BUSY_PAUSES_S: Final = (0.05, 0.1, 0.2)
 """Before a busy block is asked again within its cycle, where so much is left of it."""
-BUSY_S_MIN, BUSY_S_MAX = 0.2, 30.0
-"""How long a block is left alone that stays busy: doubled each time."""
+BUSY_S_MIN, BUSY_S_MAX = 0.2, 10.0
+"""How long a block is left alone that stays busy: doubled each time after BUSY_TOLD."""
 BUSY_TOLD: Final = 3
 """Cycles in a row in which a block was busy, after which it is an event."""
+UNREAD_MAX: Final = 3
+"""Cycles in a row in which a block was not read while its unit was, after which that is a gap."""
 BUSY_EVENT_S: Final = 600.0
 BUSY_A_CYCLE_MAX: Final = 2
 """Busy answers with no other answer of the unit, after which the rest of it waits for the next cycle."""
-NAMES_MAX = 10
-REMEDIES: Final = {
-    1: "the device does not know this table; check `table` in its manual",
-    2: "check the address and the table in the device's manual",
-    3: "check the address and the table in the device's manual, or lower registers_per_request_max or bits_per_request_max",
-    4: "the device reports a failure of its own; look at the device",
-    5: "it is busy and is asked less often until it answers; raise interval_s if it stays so",
-    6: "it is busy and is asked less often until it answers; raise interval_s if it stays so",
-}
-"""What to do about an exception."""
 
 
 class _Busy(Exception):
@@ -135,12 +125,19 @@ class Unit:
         self._suspects: set[Span] = set()
         """Of blocks that were not answered, or wrongly: these are asked last."""
         self._splits_left = 0
+        self._outdated = False
+        """What was learned changes the plan; it is laid out anew at the end of the cycle."""
+        self._cycle = 0
+        self._read_at: dict[Span, tuple[int, int]] = {}
+        """When a point was read last (cycle, µs), as of the last time that the plan was laid out."""
+        self._unread: list[tuple[Block, int]] = []
+        """Blocks that are read again after a gap, and when they were read last."""
         self._busy_event_s = -BUSY_EVENT_S
         """When being busy was an event last."""
         self._refused: dict[Span, float] = {}
         """Asked alone, and when again."""
         self._asked: list[Asked] = []
-        self._exceptions: dict[tuple[Span, ...], int] = {}
+        self._exceptions = Exceptions(source, label, unit_id, report, self._names)
         self._events: list[Event] = []
         self._tries = 0
         self._suspended_tries = 0
@@ -149,10 +146,19 @@ class Unit:
 
     def begin(self) -> None:
         """A new connection: nothing that was read before counts as just read. What was learned of the layout stays."""
+        self._forget_when_read()
         self._lay_out()
+
+    def _forget_when_read(self) -> None:
+        """Of what was missed until now the whole unit or source tells."""
+        self._read_at.clear()
+        for asked in self._asked:
+            asked.read = None
 
     def _lay_out(self) -> None:
         limits = self._limits
+        self._outdated = False
+        self._read_at |= {span: asked.read for asked in self._asked if asked.read for span in asked.block.spans}
         blocks = plan(
             self._by_span,
             registers_max=limits.registers_max,
@@ -164,6 +170,7 @@ class Unit:
         before = {asked.block.spans: asked for asked in self._asked}
         self._asked = [Asked(block, self._by_span) for block in blocks]
         for asked in self._asked:
+            asked.read = min((self._read_at[span] for span in asked.block.spans if span in self._read_at), default=None)
             if (same := before.get(asked.block.spans)) is not None:
                 asked.misses, asked.busy, asked.again_s = same.misses, same.busy, same.again_s
         self._asked.sort(key=lambda asked: not self._suspects.isdisjoint(asked.block.spans))
@@ -190,6 +197,16 @@ class Unit:
         `spare_s` may be spent on asking again what is busy.
         """
         self._splits_left = SPLITS_A_CYCLE_MAX
+        self._cycle += 1
+        if self.suspended:
+            self._forget_when_read()
+        try:
+            await self._ask(link, patience_s, spare_s)
+        finally:
+            if self._outdated:
+                self._lay_out()
+
+    async def _ask(self, link: Link, patience_s: float | None, spare_s: float) -> None:
         alive, patience_s = await self._sign_of_life(link, patience_s)
         came = await self._round(link, patience_s, alive=alive)
         if not came.answered and (came.missed or (came.busy and self.suspended)):
@@ -197,7 +214,7 @@ class Unit:
             return
         wrong = [self._missed(asked, error, sure=alive) for asked, error in came.missed]
         if any(wrong):
-            self._lay_out()
+            self._outdated = True
         if not came.silent:
             await self._again(link, came.busy, spare_s)
             await self._retries(link)
@@ -260,20 +277,18 @@ class Unit:
                     still.append((asked, error.code))
                 except NoAnswer as error:
                     if self._missed(asked, error):
-                        self._lay_out()
+                        self._outdated = True
             busy = still
         for asked, code in busy:
             self._stays_busy(asked, code)
 
     def _stays_busy(self, asked: Asked, code: int) -> None:
         asked.busy += 1
-        wait_s = min(BUSY_S_MIN * 2 ** min(asked.busy - 1, 10), BUSY_S_MAX)
+        wait_s = min(BUSY_S_MIN * 2 ** min(max(asked.busy - BUSY_TOLD, 0), 10), BUSY_S_MAX)
         now_s = time.monotonic()
         asked.again_s = now_s + wait_s
         self._report.count("busy")
-        if asked.busy >= BUSY_TOLD and (
-            asked.block.spans in self._exceptions or now_s - self._busy_event_s >= BUSY_EVENT_S
-        ):
+        if asked.busy >= BUSY_TOLD and (asked.block in self._exceptions or now_s - self._busy_event_s >= BUSY_EVENT_S):
             self._busy_event_s = now_s
             self._exception(asked.block, code)
 
@@ -290,7 +305,19 @@ class Unit:
     def drain(self) -> list[Event]:
         """What was gathered since the last call. To be taken also when `poll` raised: the points know it as reported."""
         events, self._events = self._events, []
+        if self._unread:
+            events.insert(0, self._gap())
         return events
+
+    def _gap(self) -> Event:
+        """One for all blocks that are read again."""
+        unread, self._unread = self._unread, []
+        self._report.count("gaps")
+        names = [name for block, _ in unread for name in self._names(block)]
+        more = f" and {len(unread) - 1} more blocks" if len(unread) > 1 else ""
+        reason = f"{self.label}: {where(unread[0][0])}{more} could not be read; changes in between are unknown"
+        from_us = min(read_us for _, read_us in unread)
+        return gap_event(self._source, self.label, self.id, reason, from_us, points=names[:NAMES_MAX])
 
     def _nothing(self, came: _Round) -> None:
         """Nothing of the unit was answered: it is the unit. Next time another block is asked first, in case it is that block."""
@@ -361,9 +388,17 @@ class Unit:
             else:
                 self._exception(asked.block, error.code)
         else:
+            self._read_again(asked)
             self._answers(asked)
             self._exception(asked.block, None)
             await self._take(link, asked, payload)
+
+    def _read_again(self, asked: Asked) -> None:
+        """Note that it is read, and since when it was not. Being busy now and then is no gap, but waiting."""
+        told = not asked.busy or asked.block in self._exceptions
+        if asked.read is not None and self._cycle - asked.read[0] > UNREAD_MAX and told:
+            self._unread.append((asked.block, asked.read[1]))
+        asked.read = self._cycle, now_us()
 
     def _answers(self, asked: Asked) -> None:
         asked.misses = asked.busy = 0
@@ -421,27 +456,22 @@ class Unit:
         halves = asked.block.halves()
         if halves is None:
             self._refuse(asked.block, text, code)
-            self._lay_out()
+            self._outdated = True
             return
         if self._splits_left <= 0:
             return  # asked for again next cycle, without what was found until now
         self._splits_left -= len(halves)
-        self._settle(asked.block)
+        self._exceptions.settle(asked.block)
         refused_before = set(self._refused)
         for half in halves:
             await self._block(link, Asked(half, self._by_span))
         if set(self._refused) == refused_before and self._splits_left > 0:
             # Each half is answered: the device does not let one request reach across this address.
             self._cuts.add((halves[1].table, halves[1].address))
-        self._lay_out()
-
-    def _settle(self, block: Block) -> None:
-        """A block that is asked for no more has no exception any more; its halves have theirs."""
-        if self._exceptions.pop(block.spans, None) is not None:
-            self._report.ok(f"{self.label} {_where(block)}")
+        self._outdated = True
 
     def _refuse(self, block: Block, text: str, code: int | None) -> None:
-        names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
+        names = self._names(block)
         for span in block.spans:
             self._refused[span] = time.monotonic() + RETRY_S
             hint = modicon(span.table, span.address) or REMEDIES[2]
@@ -458,70 +488,27 @@ class Unit:
         """A point that was refused may be there by now."""
         self._refused[span] = time.monotonic() + RETRY_S
         alone = Asked(Block(*span, (span,)), self._by_span)
+        alone.read = self._read_at.get(span)
         try:
             payload = await self._read(link, alone.block)
         except (Exceptional, NoAnswer):
             # Where it is silent: the others answered just now, so it is this address that makes it so.
             return
+        self._read_again(alone)
+        self._read_at[span] = self._cycle, now_us()
         del self._refused[span]
         self._report.ok(self._part(span))
         self._exception(alone.block, None)
         await self._take(link, alone, payload)
-        self._lay_out()
+        self._outdated = True
 
     def _exception(self, block: Block, code: int | None) -> None:
         """An event when what a block answers with becomes another."""
-        before = self._exceptions.get(block.spans)
-        if code == before:
-            return
-        where = _where(block)
-        part = f"{self.label} {where}"
-        if code is None:
-            del self._exceptions[block.spans]
-            self._report.ok(part)
-        else:
-            self._exceptions[block.spans] = code
-            self._report.count("exceptions")
-            if code not in SPLITTING:
-                remedy = REMEDIES.get(code, "look it up in the device's manual")
-                self._report.fault(
-                    f"{self.label}: {where}: exception {code} ({EXCEPTIONS.get(code, 'unknown')}); {remedy}", part
-                )
-        names = [watch.config.name for span in block.spans for watch in self._by_span[span]]
-        self._events.append(self._exception_event(block, where, names[:NAMES_MAX], code, before))
+        if (event := self._exceptions.change(block, code)) is not None:
+            self._events.append(event)
 
-    def _exception_event(
-        self, block: Block, where: str, names: list[str], code: int | None, before: int | None
-    ) -> Event:
-        now = now_us()
-        what = None if code is None else EXCEPTIONS.get(code, "unknown")
-        return Event(
-            now,
-            now,
-            "device.exception",
-            self._source,
-            INFORMATIONAL if code is None else 0,
-            target=self.label,
-            outcome="success" if code is None else "failure",
-            message=f"{self.label} answers {where} again"
-            if code is None
-            else f"{self.label} answers {where} with {what}",
-            data={
-                "unit_id": self.id,
-                "function": READS[block.table],
-                "exception_code": code,
-                "previous_code": before,
-                "exception": what,
-                "table": block.table,
-                "address": block.address,
-                "count": block.count,
-                "points": names,
-            },
-        )
-
-
-def _where(block: Block) -> str:
-    return f"{block.table} {block.address} to {block.address + block.count - 1}"
+    def _names(self, block: Block) -> list[str]:
+        return [watch.config.name for span in block.spans for watch in self._by_span[span]]
 
 
 def in_order(units: Iterable[Unit], wanted: Callable[[Unit], bool]) -> list[Unit]:

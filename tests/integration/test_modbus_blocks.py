@@ -79,11 +79,38 @@ async def test_one_bad_point_in_the_only_block_of_a_unit_is_found_and_the_others
 async def test_many_addresses_that_are_not_there_do_not_make_one_cycle_of_a_thousand_requests() -> None:
     async with Device() as device:
         device.set(1, "holding", 0, 7)
-        points = [point("good", 0), *(point(f"c{at}", at, table="coil") for at in range(2_000))]
+        points = [point("good", 0), *(point(f"c{at}", at, table="coil") for at in range(500))]
         async with Reader(config(device.url, *points, heartbeat_s=0.01)) as reader:
             await reader.until(lambda: len(reader.values("good")) >= 10)
             asked = [n for n, request in enumerate(device.requests) if request.function == 3]
             assert max(b - a for a, b in pairwise(asked)) <= 40
+
+
+@pytest.mark.parametrize("how", ["silence", "another function", "exception"])
+async def test_a_block_that_is_read_again_tells_of_the_time_in_which_it_was_not(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sources.modbus_units.RETRY_S", 0.3)
+    async with Device() as device:
+        for at, table in enumerate(("coil", "holding")):
+            device.set(1, table, 0, at)
+        points = (point("c0", 0, table="coil"), point("h0", 0))
+        async with Reader(config(device.url, *points, timeout_s=0.1, heartbeat_s=0.05)) as reader:
+            await reader.until(lambda: reader.values("c0") and reader.values("h0"))
+            device.body = WRONG[how] if how in WRONG else of_coils(lambda *_: b"\x81\4")
+            await reader.until(lambda: reader.report.trouble)
+            seen = len(reader.values("h0"))
+            await reader.until(lambda: len(reader.values("h0")) > seen + 5)
+            device.body = lambda _, body: body
+            await reader.until(lambda: reader.of_type("collection.gap"))
+            await reader.until(lambda: not reader.report.trouble)
+            (gap,) = reader.of_type("collection.gap")
+            assert gap.message == "unit 1: coil 0 to 0 could not be read; changes in between are unknown"
+            assert gap.data["points"] == ["c0"]
+            times = [event.time for event in reader.events if event.target == "c0"]
+            hole = max(pairwise(times), key=lambda pair: pair[1] - pair[0])
+            assert hole[0] - 150_000 <= gap.data["from_us"] <= gap.data["to_us"] <= hole[1] + 150_000
+            assert reader.report.counts["gaps"] == 1
 
 
 # Busy ------------------------------------------------------------------------------------------------------------------------------
@@ -133,6 +160,17 @@ async def test_a_device_that_stays_busy_is_one_event_is_asked_less_often_and_is_
         engine = Engine.build({"builtin": ConfigBuiltin()})
         alerts = [alert.type for event in reader.events for alert in engine.handle([event], event.observed)]
         assert "alert.device.scan" not in alerts
+
+
+async def test_an_exception_that_comes_and_goes_is_told_three_times_and_its_end_as_often() -> None:
+    async with Device() as device:
+        device.set(1, "holding", 0, 5)
+        device.body = lambda _, body: body if len(device.requests) % 2 else b"\x83\4"
+        async with Reader(config(device.url, point("a", 0), interval_s=0.01)) as reader:
+            await reader.until(lambda: len(device.requests) > 40)
+            codes = [event.data["exception_code"] for event in reader.of_type("device.exception")]
+            assert codes == [4, None] * 3
+            assert reader.report.counts["exceptions"] > 10
 
 
 # Addresses and ids -------------------------------------------------------------------------------------------------------------------

@@ -323,7 +323,7 @@ def test_no_plan_of_non_overlapping_points_has_fewer_requests(gaps: list[tuple[i
 
 
 @given(SPANS)
-def test_halves_hold_the_same_points_until_none_can_becut(spans: list[Span]) -> None:
+def test_halves_hold_the_same_points_until_none_can_be_cut(spans: list[Span]) -> None:
     work = plan(spans)
     seen: list[Span] = []
     while work:
