@@ -266,6 +266,8 @@ def _add_probe(commands: Any) -> None:
     sub.add_argument("--timeout", type=_seconds, default=2.0, metavar="S",
                      help="seconds to wait for an answer (default: %(default)g)")  # fmt: skip
     sub.add_argument("--ca", type=Path, metavar="FILE", help="certificate that proves the device's own, for tls://")
+    sub.add_argument("--ignore-transaction-id", action="store_true",
+                     help="read a gateway that does not send the transaction id of a request back")  # fmt: skip
     sub.add_argument(
         "--identify", action="store_true", help="also ask who it is (function 43); some devices choke on it"
     )

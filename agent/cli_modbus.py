@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
                 timeout_s=options.timeout,
                 tls=ConfigTls(ca_file=str(options.ca)) if options.ca else None,
                 identify=options.identify,
+                ignore_id=options.ignore_transaction_id,
                 tell=_progress(last) if live else lambda *_: None,
             )
         )

@@ -1,6 +1,7 @@
 """What a unit's blocks have to tell beyond values: exceptions, and times in which they were not read."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -15,6 +16,8 @@ SPLITTING: Final = frozenset({2, 3})
 """Exceptions that say something about the addresses asked for, so that another question may be answered."""
 EXCEPTIONS_TOLD_MAX, EXCEPTIONS_TOLD_S = 3, 600.0
 """So many times within that time the exception of a block is an event; one that comes and goes more often is counted."""
+EXCEPTIONS_TOLD_UNIT_MAX: Final = 100
+"""So many of all blocks of a unit within that time; the others are counted, and named in the report as far as it reaches."""
 REMEDIES: Final = {
     1: "the device does not know this table; check `table` in its manual",
     2: "check the address and the table in the device's manual",
@@ -83,6 +86,7 @@ class Exceptions:
         """Blocks whose exception is an event; its end is one too."""
         self._begun_s: dict[tuple[Span, ...], list[float]] = {}
         """When the exceptions of a block began that were told of late."""
+        self._begun_all_s: deque[float] = deque(maxlen=EXCEPTIONS_TOLD_UNIT_MAX)
 
     def __contains__(self, block: Block) -> bool:
         return block.spans in self._codes
@@ -124,7 +128,10 @@ class Exceptions:
         now_s = time.monotonic()
         begun = [at_s for at_s in self._begun_s.get(block.spans, ()) if now_s - at_s < EXCEPTIONS_TOLD_S]
         self._begun_s[block.spans] = begun
-        if len(begun) >= EXCEPTIONS_TOLD_MAX:
+        every = self._begun_all_s
+        many = len(every) == EXCEPTIONS_TOLD_UNIT_MAX and now_s - every[0] < EXCEPTIONS_TOLD_S
+        if many or len(begun) >= EXCEPTIONS_TOLD_MAX:
             return False
         begun.append(now_s)
+        every.append(now_s)
         return True

@@ -14,6 +14,7 @@ The same holds on Modbus TCP where the ids are ignored (`transaction_id = "ignor
 
 import asyncio
 import ssl
+import termios
 from collections import deque
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -45,6 +46,7 @@ from agent.sources.modbus_client import (
 
 __all__ = [
     "BITS_MAX",
+    "BUSY",
     "EXCEPTIONS",
     "GATEWAY_EXCEPTIONS",
     "IDENTIFY",
@@ -77,6 +79,8 @@ OBJECTS_MAX = 64
 """Identification objects taken from one device."""
 GATEWAY_EXCEPTIONS: Final = frozenset({10, 11})
 """The gateway speaks, because the unit does not."""
+BUSY: Final = frozenset({5, 6})
+"""Exceptions that say: later."""
 
 _AROUND_BYTES = 16
 """Of a request and of what stands around the values of its answer, on a serial line."""
@@ -182,7 +186,7 @@ class Link:
                 key="url",
                 remedy="Install it: pip install 'linewarden[modbus]'.",
             ) from None
-        except (OSError, ValueError) as error:  # serial.SerialException is an OSError
+        except (OSError, ValueError, termios.error) as error:  # serial.SerialException is an OSError
             raise NotConnected(
                 f"{self.address.device} cannot be opened: {error}; check that it is plugged in, that no other program holds it, "
                 "and that the agent's user is in the group dialout"

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from agent.component import NotConnected
 from agent.sources.modbus_link import (
     BITS_MAX,
+    BUSY,
     EXCEPTIONS,
     GATEWAY_EXCEPTIONS,
     REGISTERS_MAX,
+    BadAnswer,
     ConfigTls,
     Exceptional,
     Link,
@@ -31,6 +33,8 @@ from agent.sources.modbus_points import shortest32
 TABLES = ("holding", "input", "coil", "discrete")
 SILENCES_MAX = 3
 """Questions in a row without an answer, after which the device is left alone."""
+BUSY_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+"""Before a device that is busy is asked for the same again."""
 POINTS_MAX = 500
 """Points written out as configuration; the rest is only summed up."""
 ILLEGAL_FUNCTION = 1
@@ -56,6 +60,7 @@ class Found:
     requests: int = 0
     identity: dict[int, str] = field(default_factory=dict)
     incomplete: str = ""
+    ignore_id: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -84,18 +89,32 @@ class _Probe:
             address, count = work.pop()
             self._tell(table, address, self._found)
             try:
-                values = await self._values(table, address, count)
+                values = await self._patiently(table, address, count)
             except (Exceptional, ShortAnswer) as error:
                 if isinstance(error, Exceptional) and error.code == ILLEGAL_FUNCTION:
                     self._found.notes.append(f"{table}: the device does not know this table")
                     return
+                if isinstance(error, Exceptional) and error.code in BUSY:
+                    self._found.notes.append(f"{table} {address} to {address + count - 1}: {error}; ask again later")
+                    continue
                 if count > 1:
                     half = count // 2
                     work += [(address + half, count - half), (address, half)]
             except NoAnswer as error:
-                self._silent(table, address, count, str(error))
+                self._silent(table, address, count, error)
             else:
                 self._add(Run(table, address, values))
+
+    async def _patiently(self, table: str, address: int, count: int) -> tuple[int, ...]:
+        """The values; a device that is busy is asked again, for that says nothing about the addresses."""
+        for pause_s in BUSY_PAUSES_S:
+            try:
+                return await self._values(table, address, count)
+            except Exceptional as error:
+                if error.code not in BUSY:
+                    raise
+            await asyncio.sleep(pause_s)
+        return await self._values(table, address, count)
 
     async def _values(self, table: str, address: int, count: int) -> tuple[int, ...]:
         self._found.requests += 1
@@ -116,11 +135,14 @@ class _Probe:
             return struct.unpack(f">{count}H", payload)
         return tuple(payload[at >> 3] >> (at & 7) & 1 for at in range(count))
 
-    def _silent(self, table: str, address: int, count: int, text: str) -> None:
+    def _silent(self, table: str, address: int, count: int, error: NoAnswer) -> None:
+        text = str(error)
         self._silences += 1
         if self._silences < SILENCES_MAX:
             self._found.notes.append(f"{table} {address} to {address + count - 1}: {text}")
             return
+        if not self._answers and isinstance(error, BadAnswer):
+            raise NotConnected(f"{self._found.url}: unit {self._found.unit} answers wrongly: {text}")
         if not self._answers:
             raise NotConnected(
                 f"{self._found.url}: unit {self._found.unit} does not answer: {text}. Is it another number? Give it with --unit."
@@ -145,13 +167,14 @@ async def probe(
     timeout_s: float = 2.0,
     tls: ConfigTls | None = None,
     identify: bool = False,
+    ignore_id: bool = False,
     tell: Callable[[str, int, Found], None] = lambda *_: None,
 ) -> Found:
     """The readable addresses from `first` to `last`. Raises NotConnected, ConfigError, ValueError (of the url). Cancelled, it gives
     back what it has.
     """
-    link = Link(parse_url(url), Timing(timeout_s=timeout_s, request_pause_s=1 / rate_per_s), tls)
-    found = Found(url, unit)
+    link = Link(parse_url(url), Timing(timeout_s=timeout_s, request_pause_s=1 / rate_per_s), tls, ignore_id=ignore_id)
+    found = Found(url, unit, ignore_id=ignore_id)
     work = _Probe(link, found, tell)
     try:
         await link.open()
@@ -181,6 +204,8 @@ async def _identify(link: Link, found: Found) -> None:
 def as_configuration(found: Found, name: str, *, everything: bool = False) -> str:
     """A piece of agent.toml with a point for every address that holds something (or everything that answers), and what stood there."""
     lines = [f"[sources.{name}]", 'type = "modbus"', f"url = {json.dumps(found.url)}", f"unit = {found.unit}"]
+    if found.ignore_id:
+        lines.append('transaction_id = "ignore"')
     lines += [f"# {text}" for text in _summary(found)]
     left = POINTS_MAX
     for run in found.runs:

@@ -30,6 +30,7 @@ from agent.component import Report, now_us
 from agent.sources.modbus_blocks import Asked, Place, cut
 from agent.sources.modbus_events import NAMES_MAX, REMEDIES, SPLITTING, Exceptions, gap_event, where
 from agent.sources.modbus_link import (
+    BUSY,
     GATEWAY_EXCEPTIONS,
     READS,
     BadAnswer,
@@ -54,8 +55,6 @@ SPLITS_A_CYCLE_MAX: Final = 32
 """Requests that find out what a refused block cannot be asked for; the next cycle goes on where this one ended."""
 WRONG_A_CYCLE_MAX: Final = 3
 """Blocks with a wrong answer, after which the rest of the unit waits for the next cycle: each may have cost a new connection."""
-BUSY: Final = frozenset({5, 6})
-"""Exceptions that say: later."""
 BUSY_PAUSES_S: Final = (0.05, 0.1, 0.2)
 """Before a busy block is asked again within its cycle, where so much is left of it."""
 BUSY_S_MIN, BUSY_S_MAX = 0.2, 10.0

@@ -111,6 +111,25 @@ async def test_what_cannot_be_probed_says_why_and_what_to_do(options: tuple[str,
         assert out == ""
 
 
+async def test_a_busy_device_is_asked_again_and_a_gateway_without_ids_is_read_on_request() -> None:
+    """Being busy says nothing about an address: halves of a block were asked for, and addresses left out that are there."""
+    async with Device() as device:
+        device.set(1, "holding", 0, *range(1, 11))
+        device.frame = lambda _, frame: b"\0\0" + frame[2:]
+        asked = (device.url, "--rate", "1000", "--table", "holding")
+        code, out, err = await run(*asked)
+        assert (code, out) == (1, "")
+        assert "unit 1 answers wrongly: transaction id" in err
+        assert 'set transaction_id = "ignore"' in err
+        busy = iter([6, 5])
+        device.body = lambda _, body: bytes((0x83, code)) if (code := next(busy, 0)) else body
+        code, out, err = await run(*asked, "--addresses", "0-9", "--ignore-transaction-id")
+        assert (code, err) == (0, "")
+        assert 'transaction_id = "ignore"' in out
+        assert "# holding 0 to 9: 10 readable" in out
+        assert [request.count for request in device.requests[-3:]] == [10, 10, 10]
+
+
 async def test_on_a_terminal_it_shows_where_it_is_and_ctrl_c_ends_it_with_what_was_found() -> None:
     async with Device() as device:
         device.set(1, "holding", 0, *([7] * 200))
