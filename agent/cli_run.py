@@ -132,4 +132,10 @@ def _judge(path: Path) -> _Report:
         return _Report(ok=False, file=str(path), problems=list(error.problems))
     problems = problems_outside(settings)
     own = [name for name in settings.handlers if name != BUILTIN]
-    return _Report(not problems, str(path), problems, len(settings.sources), len(own), warnings_outside(settings))
+    # What may not be read matches nothing either; once is enough.
+    warnings = [
+        each
+        for each in warnings_outside(settings)
+        if not any(problem.key == each.key and each.text.split()[0] in problem.text for problem in problems)
+    ]
+    return _Report(not problems, str(path), problems, len(settings.sources), len(own), warnings)

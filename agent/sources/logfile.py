@@ -79,6 +79,9 @@ def parser_of(kind: str, options: dict[str, Option], context: Context) -> Parser
     return parser
 
 
+READABLE = "Add the agent's user to the group that may read it (often adm)."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """Which files, and how they are read.
@@ -135,14 +138,12 @@ class LogConfig:
         files.scan()
         for trouble in files.troubles.values():
             if "yet" not in trouble:
-                yield "paths", trouble, "Correct the path, or wait for the program that writes it."
+                denied = "permission" in trouble.lower()
+                remedy = "Correct the path, or wait for the program that writes it."
+                yield "paths", trouble, READABLE if denied else remedy
         for tail in list(files.tails.values())[:100]:
             if not os.access(tail.path, os.R_OK):
-                yield (
-                    "paths",
-                    f"{tail.path}: permission denied",
-                    "Add the agent's user to the group that may read it (often adm).",
-                )
+                yield "paths", f"{tail.path}: permission denied", READABLE
 
 
 class LogSource:
