@@ -3,18 +3,26 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.cli import DONE, FAILED
-from agent.component import ConfigError
-from agent.sources.modbus_link import ConfigTls
-from agent.sources.modbus_probe import TABLES, Found, as_configuration, probe
+from agent.component import ConfigError, load
+from agent.sources import EXTRA, SOURCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.sources.modbus_probe import Found
 
 
 def run(options: argparse.Namespace) -> int:
     """The readable addresses of a device, as configuration to paste."""
+    load(SOURCES, "modbus", what="source", extra=EXTRA)  # says what to install where pymodbus is missing
+    from agent.sources.modbus_link import ConfigTls
+    from agent.sources.modbus_probe import TABLES, as_configuration, probe
+
     first, last = options.addresses
     live = sys.stderr.isatty()
     try:
@@ -44,17 +52,17 @@ def run(options: argparse.Namespace) -> int:
     return DONE if found.runs else FAILED
 
 
-def _progress(last: int) -> Callable[[str, int, Found], None]:
+def _progress(last: int) -> "Callable[[str, int, Found], None]":
     """One line on the terminal, about what is being asked."""
 
-    def show(table: str, address: int, found: Found) -> None:
+    def show(table: str, address: int, found: "Found") -> None:
         text = f"  {table} {address} of {last}   {found.readable} readable   {found.requests} requests   Ctrl-C ends it"
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     return show
 
 
-def _json(found: Found) -> str:
+def _json(found: "Found") -> str:
     shown = {
         "url": found.url,
         "unit": found.unit,

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import sys
+import textwrap
 import time
 import tomllib
 from pathlib import Path
@@ -109,6 +110,29 @@ async def test_what_cannot_be_probed_says_why_and_what_to_do(options: tuple[str,
         assert got == code, err
         assert says in err
         assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"), [("pymodbus", "needs pymodbus, which"), ("serial", "needs pyserial, which")]
+)
+async def test_what_is_not_installed_is_named_with_what_to_install(missing: str, says: str) -> None:
+    program = f"""
+        import sys
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == {missing!r}:
+                    raise ModuleNotFoundError(f"No module named {{name}}", name=name)
+        sys.meta_path.insert(0, Missing())
+        from agent.cli import main
+        sys.argv = ["linewarden-agent", "probe", "rtu:///dev/ttyS0"]
+        sys.exit(main())
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", textwrap.dedent(program), stderr=pipe)
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert says in err.decode()
+    assert "pip install 'linewarden[modbus]'" in err.decode()
 
 
 async def test_a_busy_device_is_asked_again_and_a_gateway_without_ids_is_read_on_request() -> None:
