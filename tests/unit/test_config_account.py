@@ -6,6 +6,7 @@ import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def written(folder: Path, sources: str = "", sync: str = "") -> Path:
     return config
 
 
-def checked(config: Path) -> tuple[int, dict[str, str], dict[str, str]]:
+def checked(config: Path) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Exit code, and problems and `judged_as` by key."""
     done = run_main(cli.main, "check", "--json", "--config", str(config), environ={"PATH": os.environ["PATH"]})
     report = json.loads(done.stdout)
