@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the programs that some tests speak to, as far as this user may, and says what is missing. Never fails: a test whose
-# program is missing is skipped and says so in pytest's summary.
+# program is missing is skipped and says so in pytest's summary. No service is started or enabled (apt-quietly.sh).
 #
 #   socat                   serial lines without hardware (Modbus RTU)
 #   mbpoll                  an independent Modbus client; brings libmodbus, an independent server
@@ -42,9 +42,9 @@ fi
 if [ "$(id -u)" -eq 0 ] && has apt-get; then
     echo "Installing programs that some tests speak to: $missing"
     for package in $missing; do
-        DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq -y --no-install-recommends install "$package" >/dev/null 2>&1 ||
+        timeout 300 packaging/apt-quietly.sh "$package" >/dev/null 2>&1 ||
             { [ -n "${updated:-}" ] || timeout 120 apt-get -qq update >/dev/null 2>&1; updated=yes
-              DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq -y --no-install-recommends install "$package" >/dev/null 2>&1; } ||
+              timeout 300 packaging/apt-quietly.sh "$package" >/dev/null 2>&1; } ||
             echo "  $package: not installed; its tests are skipped"
     done
 else

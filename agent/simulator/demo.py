@@ -301,13 +301,14 @@ class Demo:
                 answer = await self._client.get(url, params={"order": "desc", "limit": POLL_EVENTS}, headers=headers)
                 now = datetime.now(UTC)
                 for event in reversed(answer.json().get("events", [])):
-                    if self._seen.add(event["event_id"]) and not first:
-                        self._noticed(event, now)
+                    if self._seen.add(event["event_id"]):
+                        self._noticed(event, None if first else now)
                 first = False
             await asyncio.sleep(POLL_S)
 
-    def _noticed(self, event: dict[str, Any], now: datetime) -> None:
-        if event["observed"]:
+    def _noticed(self, event: dict[str, Any], now: datetime | None) -> None:
+        """Show an alert; measure how old the event is, except for what was there before the first look (`now` is None)."""
+        if event["observed"] and now is not None:
             observed = datetime.fromisoformat(event["observed"])
             self._seen.latencies_ms.append((now - observed).total_seconds() * 1000)
         if event["type"].startswith("alert"):

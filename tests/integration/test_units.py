@@ -93,3 +93,10 @@ def test_backoff_drop_in_holds_settings_and_nothing_else() -> None:
     parser.read(ROOT / "systemd" / "restart-backoff.conf")
     assert parser.sections() == ["Service"]
     assert set(parser["Service"]) == {"RestartSteps", "RestartMaxDelaySec"}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_no_unit_shuts_out_addresses_that_nobody_named(unit: Path) -> None:
+    """An agent with a public address, or a sign-on provider with one, would meet a time-out without a word in any log."""
+    assert not {"IPAddressDeny", "IPAddressAllow", "SocketBindDeny"} & settings(unit).keys()
+    assert "#IPAddressDeny=any" in unit.read_text()
