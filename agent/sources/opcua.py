@@ -14,6 +14,7 @@ A node that does not exist is named in the report and tried again; it silences n
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
@@ -43,7 +44,7 @@ from agent.sources.opcua_nodes import ConfigNode, default_name, time_us
 from agent.sources.opcua_position import Position, Subscription
 from agent.sources.opcua_private import DataChanges, Published, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
-from agent.sources.opcua_trust import thumbprint
+from agent.sources.opcua_trust import check_pair, read_certificate, read_key, thumbprint
 from agent.sources.opcua_watch import Watch
 from agent.wire.event import Event
 
@@ -171,8 +172,20 @@ class ConfigOpcUa:
                     pass
             except OSError as error:
                 yield key, f"{path}: {error.strerror}", "Name a file that exists and that the agent's user can read."
+        for whose in ("client", "user"):
+            yield from self._pair_problems(f"{whose}_certificate_file", f"{whose}_key_file")
         if self.trust_dir is not None:
             yield from problems_of(Path(self.trust_dir))
+
+    def _pair_problems(self, certificate_key: str, key_key: str) -> Iterable[tuple[str, str, str]]:
+        certificate_file, key_file = getattr(self, certificate_key), getattr(self, key_key)
+        if not (certificate_file and key_file and os.access(certificate_file, os.R_OK) and os.access(key_file, os.R_OK)):
+            return
+        try:
+            certificate = read_certificate(Path(certificate_file), certificate_key)
+            check_pair(certificate, read_key(Path(key_file), key_key), Path(certificate_file), Path(key_file), key_key)
+        except ConfigError as error:
+            yield error.key, str(error.args[0]), error.remedy
 
     def warnings(self) -> Iterable[tuple[str, str, str]]:
         """What works, and should be otherwise: (key, what, what to do)."""

@@ -17,11 +17,13 @@ from agent.sources.opcua_authorities import Refusal, read_trust_list, refusal
 from agent.sources.opcua_private import Link, Login, PasswordInClear, Security, is_of_decoding, ua
 from agent.sources.opcua_trust import (
     Identity,
+    check_pair,
     default_application_uri,
     fingerprint,
     first_certificate,
     own_identity,
     read_certificate,
+    read_key,
     state_folder,
     subject,
     thumbprint,
@@ -172,7 +174,9 @@ def _load(access: Access) -> _Keys:
     identity, server_certificate = None, b""
     if access.security != "None":
         certificate_file = Path(access.client_certificate_file or folder / "own" / "certificate.der")
-        identity = own_identity(certificate_file, Path(access.client_key_file or folder / "own" / "key.pem"))
+        key_file = Path(access.client_key_file or folder / "own" / "key.pem")
+        own = access.client_certificate_file is None and access.client_key_file is None
+        identity = own_identity(certificate_file, key_file, repair=own)
         pinned = (
             Path(access.server_certificate_file) if access.server_certificate_file else trusted_file(folder, access.url)
         )
@@ -183,8 +187,11 @@ def _load(access: Access) -> _Keys:
 
 def _login(access: Access) -> Login:
     if access.user_certificate_file and access.user_key_file:
-        certificate = read_certificate(Path(access.user_certificate_file), "user_certificate_file")
-        return Login(certificate=certificate, key=_secret(access.user_key_file, "user_key_file"))
+        certificate_file, key_file = Path(access.user_certificate_file), Path(access.user_key_file)
+        certificate = read_certificate(certificate_file, "user_certificate_file")
+        key = read_key(key_file, "user_key_file")
+        check_pair(certificate, key, certificate_file, key_file, "user_key_file")
+        return Login(certificate=certificate, key=key)
     password = (
         _secret(access.password_file, "password_file").decode("utf-8", "replace").rstrip("\r\n")
         if access.password_file

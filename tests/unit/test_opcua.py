@@ -2,6 +2,9 @@
 
 import math
 import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,16 @@ import msgspec
 import pytest
 from asyncua.common.utils import Buffer
 from asyncua.ua import ua_binary
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -282,6 +295,98 @@ def test_the_own_certificate_is_made_once_and_its_key_is_for_its_owner_alone(tmp
     key.unlink()
     with pytest.raises(ConfigError, match=r"k\.pem"):
         own_identity(certificate, key)
+
+
+def own_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "own" / "certificate.der", folder / "own" / "key.pem"
+
+
+def belong_together(certificate: Path, key: Path) -> bool:
+    public = x509.load_der_x509_certificate(certificate.read_bytes()).public_key()
+    return load_pem_private_key(key.read_bytes(), None).public_key() == public
+
+
+def test_sources_and_commands_that_start_at_once_find_one_pair_that_belongs_together(tmp_path: Path) -> None:
+    """Threads of one agent and other processes at the same moment, as with `check` and `browse` beside the daemon."""
+    files = own_files(tmp_path)
+    program = "import sys, pathlib; from agent.sources.opcua_trust import own_identity as o; a, b = map(pathlib.Path, sys.argv[1:]); o(a, b, repair=True)"
+    others = [subprocess.Popen([sys.executable, "-c", program, *map(str, files)]) for _ in range(2)]
+    made: list[Any] = []
+    while not all(other.poll() is not None for other in others):
+        with ThreadPoolExecutor(8) as pool:
+            made += pool.map(lambda _: own_identity(*files, repair=True), range(8))
+    assert [other.wait(60) for other in others] == [0, 0]
+    assert len({(each.certificate, each.key) for each in made}) == 1
+    assert belong_together(*files)
+    assert sorted(path.name for path in files[0].parent.iterdir()) == ["certificate.der", "key.pem"]
+
+
+def test_a_pair_of_the_agents_own_that_does_not_match_is_made_good_and_keeps_its_key(tmp_path: Path) -> None:
+    (certificate, key), (other, its_key) = own_files(tmp_path), own_files(tmp_path / "b")
+    own_identity(certificate, key)
+    own_identity(other, its_key)
+    key.write_bytes(its_key.read_bytes())
+    repaired = own_identity(certificate, key, repair=True)
+    assert repaired.key == its_key.read_bytes()
+    assert belong_together(certificate, key)
+    assert own_identity(certificate, key, repair=True) == repaired
+
+
+@pytest.mark.parametrize("left", [b"", b"-----BEGIN PRIVATE KEY-----\nMIIE"])
+def test_what_a_crash_left_of_the_own_pair_is_completed(tmp_path: Path, left: bytes) -> None:
+    certificate, key = own_files(tmp_path)
+    own_identity(certificate, key)
+    kept = key.read_bytes()
+    certificate.unlink()
+    assert own_identity(certificate, key, repair=True).key == kept, "the key was there before its certificate"
+    key.write_bytes(left)
+    own_identity(certificate, key, repair=True)
+    assert belong_together(certificate, key)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_a_pair_that_a_person_has_put_there_is_refused_with_a_remedy_and_never_touched(tmp_path: Path) -> None:
+    (certificate, key), (other, its_key) = own_files(tmp_path), own_files(tmp_path / "b")
+    own_identity(certificate, key)
+    own_identity(other, its_key)
+    key.write_bytes(its_key.read_bytes())
+    before = certificate.read_bytes(), key.read_bytes()
+    with pytest.raises(ConfigError, match=r"key\.pem is not the key of the certificate .*Give the key"):
+        own_identity(certificate, key)
+    of_plant = key_pem_and_certificate("press line 4")
+    certificate.write_bytes(of_plant)
+    with pytest.raises(ConfigError, match="is not the key of the certificate"):
+        own_identity(certificate, key, repair=True)
+    assert (certificate.read_bytes(), key.read_bytes()) == (of_plant, before[1])
+
+
+def key_pem_and_certificate(name: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(who).issuer_name(who).public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=9))
+    return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
+
+
+def test_a_key_with_a_passphrase_or_of_another_certificate_is_a_problem_before_the_agent_runs(tmp_path: Path) -> None:
+    certificate, key = own_files(tmp_path)
+    own_identity(certificate, key)
+    locked = tmp_path / "locked.pem"
+    loaded = load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
+    (tmp_path / "other.der").write_bytes(key_pem_and_certificate("other"))
+    for named, key_file, words in (
+        (certificate, locked, "passphrase"),
+        (tmp_path / "other.der", key, "is not the key of"),
+        (certificate, certificate, "is not a private key"),
+    ):
+        for whose in ("client", "user"):
+            files = {f"{whose}_certificate_file": str(named), f"{whose}_key_file": str(key_file)}
+            ((field, text, remedy),) = ConfigOpcUa(url=URL, nodes=("ns=2;s=x",), **files).problems()
+            assert field == f"{whose}_key_file"
+            assert words in text
+            assert remedy
 
 
 def test_a_file_that_is_no_certificate_and_a_folder_that_cannot_be_written_say_so(tmp_path: Path) -> None:
