@@ -42,7 +42,7 @@ from agent.sources.opcua_events import EventReader
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import ConfigNode, default_name, time_us
 from agent.sources.opcua_position import Position, Subscription
-from agent.sources.opcua_private import DataChanges, Published, subscription_is_gone, ua
+from agent.sources.opcua_private import DataChanges, Published, Unreadable, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
 from agent.sources.opcua_trust import check_pair, read_certificate, read_key, thumbprint
 from agent.sources.opcua_watch import Watch
@@ -565,6 +565,9 @@ class OpcUaSource:
                 )
             elif isinstance(notification, ua.StatusChangeNotification):
                 self._status_change(notification)
+            elif isinstance(notification, Unreadable):
+                reason = f"part of a message of the server could not be decoded ({notification.reason})"
+                events.append(self._gap(reason, from_us))
         self._keep_cursor_small(position)
         return events
 

@@ -7,7 +7,8 @@ and server time. A time that is a sentinel (1601, 1970, 9999) is no time and is 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as fields_of
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from math import isfinite
@@ -16,6 +17,7 @@ from uuid import UUID
 
 from annotated_types import Ge, Le
 
+from agent.sources.opcua_decode import Structure
 from agent.sources.opcua_private import Change, ua
 from agent.sources.signals import ConfigSignal, check_signal
 from agent.wire.event import Event
@@ -153,7 +155,8 @@ def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a kind
     if value is None or kind in (bool, int):
         return value
     if isinstance(value, str):
-        text = value if len(value) <= TEXT_CHARS_MAX else value[:TEXT_CHARS_MAX]
+        # A controller's text fills its variable up with NULs, which PostgreSQL does not take.
+        text = value.rstrip("\0")[:TEXT_CHARS_MAX]
         # asyncua keeps bytes that are no UTF-8 as lone surrogates, which JSON cannot carry.
         return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if isinstance(value, Enum):
@@ -172,8 +175,6 @@ def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a kind
 
 
 def _composed(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one case a kind of value
-    if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value[:ITEMS_MAX]] if depth < DEPTH_MAX else f"{len(value)} items"
     if isinstance(value, ua.LocalizedText):
         return plain(value.Text)
     if isinstance(value, ua.NodeId):
@@ -184,6 +185,16 @@ def _composed(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one case a kind
         return status_name(value.value)
     if isinstance(value, ua.Variant | ua.DataValue):
         return plain(value.Value, depth + 1)
+    if isinstance(value, Structure):
+        return {"type": plain(value.type_id.to_string()), "bytes": len(value.body), "body": plain(value.body)}
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value[:ITEMS_MAX]] if depth < DEPTH_MAX else f"{len(value)} items"
+    if is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in fields_of(value) if each.name != "Encoding"}
+    if isinstance(value, dict):
+        if depth >= DEPTH_MAX:
+            return f"{len(value)} fields"
+        return {str(name): plain(each, depth + 1) for name, each in list(value.items())[:ITEMS_MAX]}
     return plain(repr(value))
 
 

@@ -7,7 +7,7 @@ acknowledge. What it takes from the inside is listed here, pinned by `asyncua>=2
     Client._server_nonce, Client._policy_ids     to activate a session that an earlier process made
     Client.server_policy                         to see whether the server wants the password in clear
     UaSession._send_request                      to create a subscription without starting asyncua's publish loop
-    ua_binary's decoders                         to learn which publish it was that could not be decoded
+    ua_binary.struct_from_binary                 to decode the answers of services that carry no values
     UaClient._make_protocol                      to refuse a message that is too long before it is read
 
 Read-only: every request of every kind passes `_ReadOnly.observe_request`, which lets through the services that read and nothing else.
@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 from asyncua import ua as _ua
 from asyncua.client.client import Client
 from asyncua.client.ua_client import UASocketProtocol
-from asyncua.common.utils import Buffer
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties
 from asyncua.observer import Observer
 from asyncua.ua import ua_binary
 
 from agent.component import NotConnected
+from agent.sources.opcua_decode import Answer, Malformed, Reader, data_value, extension, response_head, variant
 
 ua: Any = _ua
 """asyncua's generated types, as Any: they re-export implicitly and ask for int and str subclasses of their own everywhere."""
@@ -143,6 +143,12 @@ class DataChanges(NamedTuple):
     """What one notification says of monitored items."""
 
     changes: list[Change]
+
+
+class Unreadable(NamedTuple):
+    """What follows in its notification could not be read: it is lost."""
+
+    reason: str
 
 
 class Published(NamedTuple):
@@ -311,19 +317,22 @@ class Link:
         answer.ResponseHeader.ServiceResult.check()
         return answer
 
-    async def read(self, nodes: Iterable[tuple[Any, Any]], *, nodes_max: int = 500) -> list[Any]:
-        """Values of (node, attribute) pairs, in order, in requests of at most `nodes_max`."""
+    async def read(self, nodes: Iterable[tuple[Any, Any]], *, nodes_max: int = 500) -> list[Answer]:
+        """Values of (node, attribute) pairs, in order, in requests of at most `nodes_max`. One that cannot be decoded costs itself."""
         wanted, values = list(nodes), []
         for at in range(0, len(wanted), nodes_max):
-            values += (await self._read(wanted[at : at + nodes_max])).Results
+            values += (await self._read(wanted[at : at + nodes_max]))[0]
         return values
 
-    async def _read(self, wanted: Iterable[tuple[Any, Any]]) -> Any:
+    async def _read(self, wanted: Sequence[tuple[Any, Any]]) -> tuple[list[Answer], Any]:
         request = ua.ReadRequest()
         request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Neither
         for node, attribute in wanted:
             request.Parameters.NodesToRead.append(ua.ReadValueId(NodeId=node, AttributeId=attribute))
-        return await self._request(request, ua.ReadResponse)
+        answers, moment = decode_read(await self._client.uaclient.session._send_request(request, None))  # noqa: SLF001
+        if len(answers) != len(wanted):
+            raise Malformed(f"{len(answers)} values came where {len(wanted)} were asked for")
+        return answers, moment
 
     async def read_values(self, nodes: Sequence[Any], *, nodes_max: int = 500) -> list[Any]:
         """The plain values of nodes; NOT_FOUND where there is none."""
@@ -336,9 +345,8 @@ class Link:
         That is the head of its answer: the variable CurrentTime is renewed once a second by asyncua's server, and later by a busy one.
         """
         current = ua.NodeId(ua.ObjectIds.Server_ServerStatus_CurrentTime)
-        answer = await self._read([(current, ua.AttributeIds.Value)])
-        value = answer.Results[0].Value if answer.Results else None
-        return [answer.ResponseHeader.Timestamp, value.Value if value is not None else None]
+        (answer,), moment = await self._read([(current, ua.AttributeIds.Value)])
+        return [moment, answer.Value.Value if answer.Value is not None else None]
 
     async def browse(
         self, nodes: Sequence[Any], *, reference: int, inverse: bool = False, references_max: int = 1000
@@ -439,13 +447,13 @@ def subscription_is_gone(error: Exception) -> bool:
 
 # Decoding -------------------------------------------------------------------------------------------------------------------------
 #
-# Our own, for two reasons. asyncua decodes a message whole or not at all, so that one structure it has wrong costs every event beside
-# it; here that one field becomes a text that says so, since a structure carries its length. And it makes four objects of each value.
+# Our own, for two reasons. asyncua decodes a message whole or not at all, so that one value it cannot read costs every event of the
+# message (see opcua_decode). And it makes four objects of each value.
 
 _ITEM, _INT32, _UINT32, _INT64 = (struct.Struct(form) for form in ("<IB", "<i", "<I", "<q"))
 _SCALARS = {kind: struct.Struct(f"<{form}") for kind, form in enumerate("?bBhHiIqQfd", start=1)}
 """A Variant's first byte → how its scalar is packed: Boolean (1) to Double (11)."""
-_STRING, _EXTENSION_OBJECT = 12, 22
+_STRING = 12
 _EPOCH_US = 11_644_473_600_000_000
 """µs from 1601, where OPC UA's time begins, to 1970 (Part 6, 5.2.2.5)."""
 _TIME_US_MIN, _TIME_US_MAX = 31_536_000_000_000, 7_258_118_400_000_000
@@ -453,15 +461,15 @@ _TIME_US_MIN, _TIME_US_MAX = 31_536_000_000_000, 7_258_118_400_000_000
 
 
 def is_of_decoding(error: BaseException) -> bool:
-    """Whether an error arose in asyncua: an answer that no server should give raises whatever its decoder stumbles over."""
-    of_asyncua = False
+    """Whether an error arose in decoding: an answer that no server should give raises whatever its decoder stumbles over."""
+    of_decoding = isinstance(error, Malformed)
     at = error.__traceback__
-    while at is not None:
+    while at is not None and not isinstance(error, Malformed):
         module = str(at.tb_frame.f_globals.get("__name__", ""))
         if module.startswith(("asyncua.", "agent.")):
-            of_asyncua = module.startswith("asyncua.")
+            of_decoding = module.startswith("asyncua.")
         at = at.tb_next
-    return of_asyncua
+    return of_decoding
 
 
 def decode_publish(data: Any) -> Published:
@@ -469,101 +477,110 @@ def decode_publish(data: Any) -> Published:
 
     Raises UaStatusCodeError for a bad service result, NotConnected where not even the head can be read.
     """
+    reader = Reader(data.read(len(data)))
     try:
-        ua_binary.nodeid_from_binary(data)
-        header = ua_binary.struct_from_binary(ua.ResponseHeader, data)
-        (subscription_id,) = _UINT32.unpack(data.read(4))
-        available = ua_binary.unpack_uatype_array(ua.VariantType.UInt32, data) or []
-        data.skip(1)  # MoreNotifications
-        (sequence,) = _UINT32.unpack(data.read(4))
+        _, result = response_head(reader)
+        if result.is_good():
+            subscription_id = reader.uint32()
+            available = [reader.uint32() for _ in range(reader.count(4))]
+            reader.take(1)  # MoreNotifications
+            sequence = reader.uint32()
     except Exception as error:
         text = f"the server sent a publish response that cannot be read at all ({type(error).__name__})"
         raise NotConnected(text) from error
-    header.ServiceResult.check()
-    return _published(subscription_id, sequence, available, data)
+    result.check()
+    return _published(subscription_id, sequence, available, reader)
 
 
 def decode_republish(subscription_id: int, sequence: int, data: Any) -> Published | None:
     """A RepublishResponse. asyncua's server answers with an empty message where the standard wants BadMessageNotAvailable."""
+    reader = Reader(data.read(len(data)))
     try:
-        ua_binary.nodeid_from_binary(data)
-        header = ua_binary.struct_from_binary(ua.ResponseHeader, data)
-        data.skip(4)  # its sequence number: we asked for it
+        _, result = response_head(reader)
+        if result.is_good():
+            reader.take(4)  # its sequence number: we asked for it
     except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
-        return Published(subscription_id, sequence, None, [], _told(error))
-    header.ServiceResult.check()
-    published = _published(subscription_id, sequence, [], data)
+        return Published(subscription_id, sequence, None, [], _described(error))
+    result.check()
+    published = _published(subscription_id, sequence, [], reader)
     return None if published.notifications == [] else published
 
 
-def _published(subscription_id: int, sequence: int, available: list[int], data: Any) -> Published:
+def decode_read(data: Any) -> tuple[list[Answer], Any]:
+    """A ReadResponse: its answers, and the time in its head as a datetime. Raises UaStatusCodeError for a bad service result, Malformed."""
+    reader = Reader(data.read(len(data)))
+    ticks, result = response_head(reader)
+    result.check()
+    return [data_value(reader) for _ in range(reader.count())], ua.win_epoch_to_datetime(ticks)
+
+
+def _published(subscription_id: int, sequence: int, available: list[int], reader: Reader) -> Published:
     try:
-        (ticks,) = _INT64.unpack(data.read(8))
-        return Published(subscription_id, sequence, _notifications(data), available, published_us=_time_us(ticks))
+        ticks = reader.int64()
+        return Published(subscription_id, sequence, _notifications(reader), available, published_us=_time_us(ticks))
     except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
-        return Published(subscription_id, sequence, None, available, _told(error))
+        return Published(subscription_id, sequence, None, available, _described(error))
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
 
 
-def _notifications(data: Any) -> list[Any]:
+def _notifications(reader: Reader) -> list[Any]:
+    """The notifications of a message. Of one that cannot be read to its end, what came before it, and an Unreadable."""
     names = ua.ObjectIds
     notifications: list[Any] = []
-    for _ in range(_INT32.unpack(data.read(4))[0]):
-        kind, body = _extension(data)
+    for _ in range(reader.count(3)):
+        kind, body = extension(reader)
         if kind.Identifier == names.DataChangeNotification_Encoding_DefaultBinary:
-            notifications.append(DataChanges(_changes(body.read(len(body)))))
+            changes, error = _changes(body)
+            notifications.append(DataChanges(changes))
         elif kind.Identifier == names.EventNotificationList_Encoding_DefaultBinary:
-            events = [_event(body) for _ in range(_INT32.unpack(body.read(4))[0])]
+            events, error = _events(Reader(body))
             notifications.append(ua.EventNotificationList(Events=events))
         elif kind.Identifier == names.StatusChangeNotification_Encoding_DefaultBinary:
-            notifications.append(ua_binary.struct_from_binary(ua.StatusChangeNotification, body))
+            status, error = Reader(body).uint32(), None
+            notifications.append(ua.StatusChangeNotification(Status=ua.StatusCode(status)))
+        else:
+            continue
+        if error is not None:
+            notifications.append(Unreadable(_described(error)))
     return notifications
 
 
-def _extension(data: Any) -> tuple[Any, Any]:
-    """The type and the bytes of a structure, stepping over it."""
-    kind = ua_binary.nodeid_from_binary(data)
-    if not ord(data.read(1)) & 1:
-        return kind, data.copy(0)
-    length = max(0, _INT32.unpack(data.read(4))[0])
-    body = data.copy(length)
-    data.skip(length)
-    return kind, body
-
-
-def _changes(raw: bytes) -> list[Change]:
-    """A DataChangeNotification's items; the diagnostics behind them are of no interest. The loop of every reading: kept flat."""
-    changes = []
-    at = 4
-    for _ in range(_INT32.unpack_from(raw)[0]):
-        handle, mask = _ITEM.unpack_from(raw, at)
-        at += 5
-        value, code, source_us, server_us = None, 0, None, None
-        if mask & 0x01:
-            scalar = _SCALARS.get(raw[at])
-            if scalar is not None:
-                (value,) = scalar.unpack_from(raw, at + 1)
-                at += 1 + scalar.size
-            else:
-                value, at = _unusual(raw, at)
-        if mask & 0x02:
-            (code,) = _UINT32.unpack_from(raw, at)
-            at += 4
-        if mask & 0x04:
-            source_us = _time_us(_INT64.unpack_from(raw, at)[0])
-            at += 8
-        if mask & 0x10:  # picoseconds of the source
-            at += 2
-        if mask & 0x08:
-            server_us = _time_us(_INT64.unpack_from(raw, at)[0])
-            at += 8
-        if mask & 0x20:  # picoseconds of the server
-            at += 2
-        changes.append(Change(handle, value, code, source_us, server_us))
-    return changes
+def _changes(raw: bytes) -> tuple[list[Change], Exception | None]:
+    """A DataChangeNotification's items; the diagnostics that follow them are of no interest. The loop of every reading: kept flat."""
+    changes: list[Change] = []
+    try:
+        at, context = 4, Reader(raw)
+        for _ in range(_INT32.unpack_from(raw)[0]):
+            handle, mask = _ITEM.unpack_from(raw, at)
+            at += 5
+            value, code, source_us, server_us = None, 0, None, None
+            if mask & 0x01:
+                scalar = _SCALARS.get(raw[at])
+                if scalar is not None:
+                    (value,) = scalar.unpack_from(raw, at + 1)
+                    at += 1 + scalar.size
+                else:
+                    value, at = _unusual(context, at)
+            if mask & 0x02:
+                (code,) = _UINT32.unpack_from(raw, at)
+                at += 4
+            if mask & 0x04:
+                source_us = _time_us(_INT64.unpack_from(raw, at)[0])
+                at += 8
+            if mask & 0x10:  # picoseconds of the source
+                at += 2
+            if mask & 0x08:
+                server_us = _time_us(_INT64.unpack_from(raw, at)[0])
+                at += 8
+            if mask & 0x20:  # picoseconds of the server
+                at += 2
+            changes.append(Change(handle, value, code, source_us, server_us))
+    except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
+        return changes, error
+    return changes, None
 
 
 def _time_us(ticks: int) -> int | None:
@@ -571,37 +588,26 @@ def _time_us(ticks: int) -> int | None:
     return us if _TIME_US_MIN < us < _TIME_US_MAX else None
 
 
-def _unusual(raw: bytes, at: int) -> tuple[Any, int]:
+def _unusual(context: Reader, at: int) -> tuple[Any, int]:
     """A value that is no plain number, and where it ends."""
+    raw = context.raw
     if raw[at] == _STRING:
         (length,) = _INT32.unpack_from(raw, at + 1)
         end = at + 5 + max(0, length)
         if end > len(raw):
-            raise ValueError("a text is longer than its message")
+            raise Malformed("a text is longer than its message")
         return (raw[at + 5 : end].decode("utf-8", "backslashreplace") if length >= 0 else None), end
-    data: Any = Buffer(raw[at:])
-    variant = _variant(data)
-    return variant.Value, len(raw) - len(data)
+    context.at = at
+    return variant(context).Value, context.at
 
 
-def _event(data: Any) -> Any:
-    (handle,) = _UINT32.unpack(data.read(4))
-    fields = [_variant(data) for _ in range(_INT32.unpack(data.read(4))[0])]
-    return ua.EventFieldList(ClientHandle=handle, EventFields=fields)
-
-
-def _variant(data: Any) -> Any:
-    ahead = data.copy()
+def _events(reader: Reader) -> tuple[list[Any], Exception | None]:
+    events: list[Any] = []
     try:
-        variant = ua_binary.variant_from_binary(ahead)
-    except Exception:
-        encoding = ord(data.read(1))
-        if encoding & 0x3F != _EXTENSION_OBJECT:
-            raise
-        count = _INT32.unpack(data.read(4))[0] if encoding & 0x80 else 1
-        kinds = [_extension(data)[0].to_string() for _ in range(count)]
-        if encoding & 0x40:
-            ua_binary.unpack_uatype_array(ua.VariantType.Int32, data)
-        return ua.Variant(f"a structure that cannot be decoded ({', '.join(kinds[:3])})")
-    data.skip(len(data) - len(ahead))
-    return variant
+        for _ in range(reader.count(8)):
+            handle = reader.uint32()
+            fields = [variant(reader) for _ in range(reader.count())]
+            events.append(ua.EventFieldList(ClientHandle=handle, EventFields=fields))
+    except Exception as error:  # noqa: BLE001 - a decoder of foreign bytes raises anything
+        return events, error
+    return events, None
