@@ -36,23 +36,50 @@ OPEN62541 = zlib.decompress(
         )
     )
 )
-"""A PublishResponse of open62541 (master of 2026-08, auditing on), as it came over the wire: four writes by a client, with OldValue and
-NewValue as Variants within Variants (a Double, an array, a text with trailing NULs, a Range), and a method call with arguments."""
+"""A PublishResponse of open62541 (master of 2026-08, auditing on), as it came over the wire: four writes by a client (a Double, an array,
+a text with trailing NULs, a Range), with OldValue and NewValue, and a method call with arguments."""
 
 
-def test_audits_of_open62541_with_old_and_new_value_are_read_to_the_last() -> None:
+def captured_fields() -> list[list[bytes]]:
+    """The fields of each event of the captured message, encoded as they are there."""
+    reader = Reader(OPEN62541, OPEN62541.index(struct.pack("<BBHB", 1, 0, 916, 1)) + 9)
+    events = []
+    for _ in range(reader.int32()):
+        reader.take(4)
+        fields = []
+        for _ in range(reader.int32()):
+            start = reader.at
+            skip_variant(reader)
+            fields.append(OPEN62541[start : reader.at])
+        events.append(fields)
+    return events
+
+
+def as_variants(encoded: bytes, name: str) -> bytes:
+    """OldValue and NewValue as a build of open62541 sends them that hands its Variants on as they are: within another Variant."""
+    return b"\x18" + encoded if name in ("OldValue", "NewValue") and encoded != b"\0" else encoded
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_audits_of_open62541_with_old_and_new_value_are_read_to_the_last(nested: bool) -> None:
     reader = EventReader("cell", Report(), audit=True, alarms=True, arguments=False)
     reader.select(core_only=False)
     reader._kinds = {ua.NodeId(number): number for number in (2100, 2127)}
-    published = decode_publish(Buffer(OPEN62541))
+    message = OPEN62541
+    if nested:
+        names = CAPTURED_FIELDS
+        message = event_message(
+            *([as_variants(each, name) for each, name in zip(event, names, strict=True)] for event in captured_fields())
+        )
+    published = decode_publish(Buffer(message))
     assert published.notifications is not None
+    reader._fields = list(CAPTURED_FIELDS)
     (events,) = published.notifications
     namespaces = ["http://opcfoundation.org/UA/", "urn:lab"]
     taken = reader.take(events.Events, Position(), namespaces, 1).events
     written = [event for event in taken if event.type == "data.written"]
-    assert [event.target for event in written] == [
-        f"nsu=urn:lab;s={name}" for name in ("Oil.Temp", "Array", "Text", "Range")
-    ]
+    targets = [f"nsu=urn:lab;s={name}" for name in ("Oil.Temp", "Array", "Text", "Range")]
+    assert [event.target for event in written] == targets
     assert [(event.data["old_value"], event.data["new_value"]) for event in written] == [
         (1.5, 7.25),
         ([1, 2, 3], [4, 5]),
@@ -62,6 +89,16 @@ def test_audits_of_open62541_with_old_and_new_value_are_read_to_the_last() -> No
     (called,) = (event for event in taken if event.type == "equipment.method.called")
     assert called.outcome == "success"
     assert "hunter2" not in repr(called)
+
+
+CAPTURED_FIELDS = (
+    "EventId", "EventType", "SourceNode", "SourceName", "Time", "ReceiveTime", "Message", "Severity", "ActionTimeStamp", "Status",
+    "ServerId", "ClientAuditEntryId", "ClientUserId", "StatusCodeId", "SecureChannelId", "SessionId", "ClientCertificateThumbprint",
+    "SecurityPolicyUri", "Certificate", "AttributeId", "IndexRange", "OldValue", "NewValue", "MethodId", "ConditionName", "BranchId",
+    "Retain", "EnabledState/Id", "ActiveState/Id", "AckedState/Id", "ConfirmedState/Id", "SuppressedState/Id", "OutOfServiceState/Id",
+    "ShelvingState/CurrentState/Id", "ConditionId",
+)  # fmt: skip
+"""What was selected when the message was captured."""
 
 
 # ── what a field may be, byte by byte (Part 6, 5.2.2) ────────────────────────────────────────────────────────────────
