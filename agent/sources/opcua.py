@@ -41,7 +41,7 @@ from agent.sources.opcua_connect import (
 from agent.sources.opcua_events import EventReader
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import ConfigNode, default_name, time_us
-from agent.sources.opcua_position import Position, Subscription
+from agent.sources.opcua_position import REMEMBERED_MAX, Position, Subscription
 from agent.sources.opcua_private import DataChanges, Published, Unreadable, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
 from agent.sources.opcua_trust import check_pair, read_certificate, read_key, thumbprint
@@ -55,6 +55,8 @@ REPUBLISH_MAX = 10_000
 CURSOR_KEPT_S = 60.0
 """How old a cursor gets where only keep-alives come: a gap of a quiet server does not begin with its last value, days ago."""
 RETRY_MISSING_S = 30.0
+REFRESH_PAUSE_S = 60.0
+"""Between two ConditionRefreshes that are asked for because events were lost."""
 GAP_NAMES_MAX = 20
 
 DEPRECATED = ("Basic128Rsa15", "Basic256")
@@ -179,7 +181,9 @@ class ConfigOpcUa:
 
     def _pair_problems(self, certificate_key: str, key_key: str) -> Iterable[tuple[str, str, str]]:
         certificate_file, key_file = getattr(self, certificate_key), getattr(self, key_key)
-        if not (certificate_file and key_file and os.access(certificate_file, os.R_OK) and os.access(key_file, os.R_OK)):
+        if not (
+            certificate_file and key_file and os.access(certificate_file, os.R_OK) and os.access(key_file, os.R_OK)
+        ):
             return
         try:
             certificate = read_certificate(Path(certificate_file), certificate_key)
@@ -248,7 +252,7 @@ class OpcUaSource:
         """In this connection a subscription was taken over from an earlier session."""
         self._ended: Exception | None = None
         """A subscription or the connection has ended, and why: raised when what came before its end is durable."""
-        self._retry_missing_s = 0.0
+        self._retry_missing_s = self._refresh_after_s = 0.0
 
     async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         """One connection's worth of events; see agent.component.Source."""
@@ -328,8 +332,7 @@ class OpcUaSource:
             events += await self._establish_data(connection, position, plan)
         if self._events is not None and self._ended is None:
             events += await self._establish_events(connection, position, self._events)
-        self._keep_cursor_small(position)
-        return events
+        return [*events, *self._keep_cursor_small(position)]
 
     async def _compare_clocks(self, connection: Connection) -> None:
         """How much our clock is at least ahead of the server's: it read its own after we had read ours."""
@@ -538,6 +541,7 @@ class OpcUaSource:
             events += await self._take(connection, position, subscription, again)
         lost = subscription.ahead(message.sequence)
         if lost > 0:
+            self._events_are_missing()
             subscription.sequence = message.sequence - 1
             reason = f"{lost} messages of the server are missing"
             events.append(self._gap(reason, subscription.complete_us, messages=lost))
@@ -553,6 +557,7 @@ class OpcUaSource:
         subscription.sequence = message.sequence
         subscription.complete_us = self._complete_until(message, now)
         if message.notifications is None:
+            self._events_are_missing()
             return [self._gap(f"a message of the server could not be decoded ({message.reason})", from_us)]
         events: list[Event] = []
         for notification in message.notifications:
@@ -566,10 +571,10 @@ class OpcUaSource:
             elif isinstance(notification, ua.StatusChangeNotification):
                 self._status_change(notification)
             elif isinstance(notification, Unreadable):
+                self._events_are_missing()
                 reason = f"part of a message of the server could not be decoded ({notification.reason})"
                 events.append(self._gap(reason, from_us))
-        self._keep_cursor_small(position)
-        return events
+        return [*events, *self._keep_cursor_small(position)]
 
     async def _take_events(
         self,
@@ -581,11 +586,22 @@ class OpcUaSource:
     ) -> list[Event]:
         await reader.learn(connection, notifications)
         taken = reader.take(notifications, position, connection.namespaces, now_us())
-        if taken.refresh_wanted and self._config.alarms:
+        if self._config.alarms and (taken.refresh_wanted or (taken.overflowed and self._may_refresh())):
             await self._refresh_conditions(connection, position)
         if not taken.overflowed:
             return taken.events
         return [self._gap("the event queue of the server overflowed, events are missing", from_us), *taken.events]
+
+    def _may_refresh(self) -> bool:
+        """After an overflow alarms may have ended unseen: their present state is asked for, but a refresh may overflow too."""
+        if time.monotonic() < self._refresh_after_s:
+            return False
+        self._refresh_after_s = time.monotonic() + REFRESH_PAUSE_S
+        return True
+
+    def _events_are_missing(self) -> None:
+        if self._events is not None:
+            self._events.incomplete()
 
     def _status_change(self, notification: Any) -> None:
         """The subscription itself says something. Its end is met by a new one; the rest is told."""
@@ -599,10 +615,16 @@ class OpcUaSource:
         self._report.count("status_changes")
         self._report.fault(f"the server says of the subscription: {name}", "subscription")
 
-    def _keep_cursor_small(self, position: Position) -> None:
+    def _keep_cursor_small(self, position: Position) -> list[Event]:
         forgotten = position.forget_too_many()
-        if forgotten:
-            self._report.count("values_not_remembered", forgotten)
+        if not forgotten:
+            return []
+        self._report.count("values_not_remembered", forgotten)
+        dropped, position.alarms_dropped = position.alarms_dropped, []
+        if not dropped:
+            return []
+        reason = f"more than {REMEMBERED_MAX} alarms are not normal, the states of the oldest were forgotten"
+        return [self._gap(reason, None, conditions=dropped[:GAP_NAMES_MAX], conditions_count=len(dropped))]
 
     # Events of our own --------------------------------------------------------------------------------------------------------
 

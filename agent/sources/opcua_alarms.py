@@ -1,14 +1,22 @@
-"""Alarms and conditions: a server tells states, we tell what changed.
+"""Alarms and conditions: a server sends states, we report what changed.
 
-A condition's state is kept as letters, each for something that is not normal: A active, U unacknowledged, S suppressed, H shelved,
-O out of service, D disabled. A state that was told before (a server repeats all it retains on ConditionRefresh, and so after each
-reconnect) is no event. A condition that was active and is not among those that a refresh tells went away while nobody listened.
+A condition's state has three parts: letters, each for something that is not normal (A active, U unacknowledged, S suppressed, H shelved,
+O out of service, D disabled), its severity, and the limits that it is beyond (High, HighHigh, …). A state that was reported before (a
+server repeats all it retains on ConditionRefresh, and so after each reconnect) is no event. A condition that was active and is not among
+those that a refresh brings went away while nobody listened.
 
-Only conditions that are not normal are remembered, so that the cursor holds what is wrong now and not what ever was.
+    letters        '' → A… raised      A → '' cleared      U gone: acknowledged      S H O D come: suppressed
+    limit, severity  another one while active: changed (High → HighHigh, and back)
+
+A branch (BranchId) is an earlier state of a condition that still waits for an operator: it was raised once, as the condition, and is no
+alarm of its own. Of a branch its acknowledgement is reported, and nothing else.
+
+Only conditions that are not normal are remembered, so that the cursor holds what is wrong now and not what ever was; how many, and which
+go first, is in opcua_position.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.sources.opcua_nodes import plain, severity_of, time_us
 from agent.sources.opcua_position import Position
@@ -16,10 +24,39 @@ from agent.wire.event import Event
 
 _UNSHELVED = 2930
 """ns=0 id of ShelvedStateMachineType.Unshelved."""
+_LIMITS = {9329: "HighHigh", 9331: "High", 9333: "Low", 9335: "LowLow"}
+"""ns=0 ids of the states of ExclusiveLimitStateMachineType."""
+_LIMIT_NAMES = ("HighHigh", "High", "Low", "LowLow")
+SEVERITY_STEP = 100
+"""A server's severity (1 to 1000) that moves by less, within one of our severities, is no change: some compute it from the value."""
+_KNOWN_ONCE = "known"
+
+
+class State(NamedTuple):
+    """A condition's state. `severity` is the server's; -1 where it is not known, as in a cursor of an earlier version."""
+
+    letters: str
+    severity: int = -1
+    limit: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "State":
+        """From its text in the cursor: `AU 700 HighHigh`."""
+        letters, _, rest = text.partition(" ")
+        severity, _, limit = rest.partition(" ")
+        return cls(letters, int(severity) if severity.isdecimal() else -1, limit)
+
+    def text(self) -> str:
+        """For the cursor; empty for a normal condition."""
+        return (
+            f"{self.letters} {self.severity} {self.limit}".strip()
+            if self.letters and self.severity >= 0
+            else self.letters
+        )
 
 
 def letters(values: dict[str, Any]) -> str:
-    """The state of a condition; empty for a normal one. What a condition does not have is normal."""
+    """The letters of a condition's state; empty for a normal one. What a condition does not have is normal."""
     active = values.get("ActiveState/Id")
     shelved = getattr(values.get("ShelvingState/CurrentState/Id"), "Identifier", None)
     marks = (
@@ -33,17 +70,55 @@ def letters(values: dict[str, Any]) -> str:
     return "".join(letter for letter, marked in marks if marked)
 
 
+def limit_of(values: dict[str, Any]) -> str:
+    """The limits that a condition is beyond: one of an exclusive alarm, several of another; empty where it has none."""
+    beyond = [name for name in _LIMIT_NAMES if values.get(f"{name}State/Id")]
+    if beyond:
+        return "+".join(beyond)
+    state = values.get("LimitState/CurrentState/Id")
+    if state is not None and state.NamespaceIndex == 0 and state.Identifier in _LIMITS:
+        return _LIMITS[state.Identifier]
+    named = plain(values.get("LimitState/CurrentState"))
+    return "".join(named.split())[:40] if isinstance(named, str) else ""
+
+
+def state_of(values: dict[str, Any]) -> State:
+    """The state in a notification."""
+    severity = values.get("Severity")
+    active = letters(values)
+    return State(
+        active,
+        max(0, severity) if isinstance(severity, int) else 0,
+        limit_of(values) if "A" in active else "",
+    )
+
+
 def change(before: str, after: str) -> str | None:
-    """What became of a condition; None where nothing did."""
-    if before == after:
-        return None
-    if ("A" in after) != ("A" in before):
-        return "raised" if "A" in after else "cleared"
-    if set("SHOD") & set(after) - set(before):
+    """What became of a condition, by its states as text; None where nothing did."""
+    old, new = State.parse(before), State.parse(after)
+    came, went = set(new.letters) - set(old.letters), set(old.letters) - set(new.letters)
+    if "A" in came or (old.letters == "" and new.letters == "U"):
+        # Unacknowledged and over before anybody heard of it: it was raised all the same.
+        return "raised"
+    if "A" in went:
+        return "cleared"
+    if set("SHOD") & came:
         return "suppressed"
-    if "U" in before and "U" not in after:
+    if "A" in new.letters and (_other_limit(old, new) or _other_severity(old.severity, new.severity) or "U" in came):
+        return "changed"
+    if "U" in went:
         return "acknowledged"
-    return "other"
+    return "other" if came or went else None
+
+
+def _other_limit(old: State, new: State) -> bool:
+    return old.severity >= 0 and old.limit != new.limit
+
+
+def _other_severity(old: int, new: int) -> bool:
+    if old <= 0 or new <= 0:
+        return False
+    return severity_of(old) != severity_of(new) or abs(old - new) >= SEVERITY_STEP
 
 
 class Alarms:
@@ -52,6 +127,10 @@ class Alarms:
     def __init__(self, source: str) -> None:
         self._source = source
         self._refreshed: set[str] | None = None
+
+    def incomplete(self) -> None:
+        """Events are missing: a refresh that is under way did not bring all, and ends without a word about the rest."""
+        self._refreshed = None
 
     def take(
         self,
@@ -62,29 +141,48 @@ class Alarms:
         condition: str | None,
         now_us: int,
     ) -> Event | None:
-        """The event of one notification; None where it tells nothing new."""
+        """The event of one notification; None where it brings nothing new."""
+        key = condition or f"{data.get('source_node')}/{values.get('ConditionName')}"
         branch = getattr(values.get("BranchId"), "Identifier", None)
-        key = (condition or f"{data.get('source_node')}/{values.get('ConditionName')}") + (
-            f"#{branch}" if branch else ""
-        )
+        if branch:
+            key += f"#{plain(branch)}"
         if self._refreshed is not None:
             self._refreshed.add(key)
-        before, after = position.alarms.get(key, ""), letters(values)
-        what = change(before, after)
-        if after:
-            position.alarms[key] = after
+        after = state_of(values)
+        if branch:
+            after = State("U" if "U" in after.letters else "", after.severity)
+        before = State.parse(position.alarms.get(key, ""))
+        if branch:
+            what = _of_branch(before, after)
         else:
-            position.alarms.pop(key, None)
-        if what is None:
+            what = self._of_forgotten(change(before.text(), after.text()), before, after, position)
+        if what is None and before.letters == after.letters:
+            # What is compared with is what was reported: a severity that creeps is reported once it has gone far enough.
+            after = before if before.severity >= 0 else after
+        position.remember_alarm(key, after.text())
+        if what is None or what == _KNOWN_ONCE:
             return None
-        data |= {"condition": key, "condition_name": plain(values.get("ConditionName")), "state": after}
+        data |= {"condition": key, "condition_name": plain(values.get("ConditionName")), "state": after.letters}
         if self._refreshed is not None:
             data["while_away"] = True
+        _describe(data, what, before, after)
         return self._event(raised_type, what, values, data, now_us)
+
+    def _of_forgotten(self, what: str | None, before: State, after: State, position: Position) -> str | None:
+        """What a condition comes to that may be one of those whose states did not fit into the cursor."""
+        if not position.alarms_forgotten or before.letters:
+            return what
+        if what == "raised" and self._refreshed is not None:
+            position.alarms_forgotten -= 1
+            return _KNOWN_ONCE
+        if what is None and not after.letters and self._refreshed is None:
+            position.alarms_forgotten -= 1
+            return "cleared"
+        return what
 
     def _event(self, raised_type: str, what: str, values: dict[str, Any], data: dict[str, Any], now_us: int) -> Event:
         event_type = {"raised": raised_type, "other": "equipment.operator.action"}.get(what, f"equipment.alarm.{what}")
-        severity = severity_of(values.get("Severity")) if what == "raised" else 0
+        severity = severity_of(values.get("Severity")) if what in ("raised", "changed") else 0
         name = data["condition_name"] or data["condition"]
         return Event(
             time_us(values.get("Time")) or now_us,
@@ -93,7 +191,7 @@ class Alarms:
             self._source,
             severity,
             target=data.get("source_name") or data.get("source_node"),
-            message=f"alarm {name} {what if what != 'other' else 'was handled'}",
+            message=f"alarm {name} {_in_words(what, data)}",
             correlation_id=data["condition"],
             actor=plain(values.get("ClientUserId")) or None,
             raw=plain(values.get("Message")) or None,
@@ -101,16 +199,16 @@ class Alarms:
         )
 
     def refresh(self, position: Position, now_us: int, *, began: bool) -> Iterator[Event]:
-        """A refresh begins or ends. At its end, what was active and was not told again is over."""
+        """A refresh begins or ends. At its end, what was active and did not come again is over."""
         if began:
             self._refreshed = set()
             return
-        told, self._refreshed = self._refreshed, None
-        if told is None:
+        came, self._refreshed = self._refreshed, None
+        if came is None:
             return
-        for key in [key for key in position.alarms if key not in told]:
-            state = position.alarms.pop(key)
-            if "A" in state:
+        for key in [key for key in position.alarms if key not in came]:
+            state = State.parse(position.alarms.pop(key))
+            if "A" in state.letters:
                 data = {"condition": key, "state": "", "while_away": True}
                 message = "alarm went away while nobody listened"
                 yield Event(
@@ -123,3 +221,27 @@ class Alarms:
                     correlation_id=key,
                     data=data,
                 )
+
+
+def _of_branch(before: State, after: State) -> str | None:
+    return "acknowledged" if before.letters and not after.letters else None
+
+
+def _describe(data: dict[str, Any], what: str, before: State, after: State) -> None:
+    if after.limit:
+        data["limit"] = after.limit
+    if what == "raised" and "A" not in after.letters:
+        data["active"] = False
+    if what == "changed":
+        if before.limit != after.limit:
+            data["previous_limit"] = before.limit
+        if before.severity != after.severity:
+            data["previous_severity"] = before.severity
+
+
+def _in_words(what: str, data: dict[str, Any]) -> str:
+    if what == "other":
+        return "was handled"
+    if what == "changed" and "previous_limit" in data:
+        return f"changed from {data['previous_limit'] or 'no limit'} to {data.get('limit') or 'no limit'}"
+    return what

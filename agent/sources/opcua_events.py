@@ -123,7 +123,8 @@ _AUDIT = (
 )  # fmt: skip
 _ALARM = (
     "ConditionName", "BranchId", "Retain", "EnabledState/Id", "ActiveState/Id", "AckedState/Id", "ConfirmedState/Id",
-    "SuppressedState/Id", "OutOfServiceState/Id", "ShelvingState/CurrentState/Id",
+    "SuppressedState/Id", "OutOfServiceState/Id", "ShelvingState/CurrentState/Id", "LimitState/CurrentState",
+    "LimitState/CurrentState/Id", "HighHighState/Id", "HighState/Id", "LowState/Id", "LowLowState/Id",
 )  # fmt: skip
 _IN_DATA = {
     "ReceiveTime": "receive_time_us", "ServerId": "server_id", "ClientAuditEntryId": "client_audit_entry_id", "SecureChannelId": "channel",
@@ -154,12 +155,18 @@ class EventReader:
         self._kinds: dict[Any, int | None] = {}
 
     def begin_session(self) -> None:
-        """Namespace indices may be others now: types are looked up again."""
+        """Namespace indices may be others now: types are looked up again. A refresh that was under way never ends."""
         self._kinds.clear()
+        self.incomplete()
+
+    def incomplete(self) -> None:
+        """Events of the server are missing."""
+        if self._alarms is not None:
+            self._alarms.incomplete()
 
     def plan(self) -> str:
         """Fingerprint of what is asked for, as a subscription that was made for other fields cannot be continued."""
-        return f"1{'a' if self._audit else ''}{'c' if self._alarms else ''}{'i' if self._arguments else ''}"
+        return f"2{'a' if self._audit else ''}{'c' if self._alarms else ''}{'i' if self._arguments else ''}"
 
     def request(self, *, core_only: bool = False) -> Any:
         """The one monitored item. `core_only` for servers that refuse fields they do not know."""
@@ -214,6 +221,7 @@ class EventReader:
             kind = self._kinds.get(values.get("EventType"))
             if kind == OVERFLOW:
                 overflowed = True
+                self.incomplete()
             elif kind == REFRESH_REQUIRED:
                 refresh_wanted = True
             elif self._alarms is not None and kind in (REFRESH_START, REFRESH_END):

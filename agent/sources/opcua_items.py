@@ -40,8 +40,8 @@ class Items:
         self._sampling_interval_ms = sampling_interval_ms
         self._queue_size = queue_size
         self._items: dict[int, Item] = {}
-        self._before: dict[str, tuple[Any, Any]] = {}
-        """Of each node that was heard of since the last commit: what was `seen` and `passed` then."""
+        self._before: dict[str, tuple[Any, Any, Any]] = {}
+        """Of each node that was heard of since the last commit: what was `seen`, `passed` and `last` then."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -57,7 +57,7 @@ class Items:
             item = Item(node, handle, node.name or default_name(node.node))
             item.node_id = resolve(node.node, namespaces)
             if node.node in before:
-                item.seen = before[node.node].seen
+                item.seen, item.last = before[node.node].seen, before[node.node].last
             self._items[handle] = item
         for gone in before.keys() - {item.config.node for item in self._items.values()}:
             self._report.trouble.pop(gone, None)
@@ -120,7 +120,7 @@ class Items:
         for item in self._items.values():
             before = self._before.get(item.config.node)
             if before is not None:
-                item.seen, item.passed = before
+                item.seen, item.passed, item.last = before
         self._before.clear()
 
     def unwatched(self) -> list[str]:
@@ -173,7 +173,7 @@ class Items:
                 self._report.count("notifications_unknown")
                 continue
             if item.config.node not in touched:
-                touched[item.config.node] = (item.seen, item.passed)
+                touched[item.config.node] = (item.seen, item.passed, item.last)
             if change.code & OVERFLOW == OVERFLOW:
                 overflowed.append(item.name)
             if item.filtered_here and _within_deadband(item, change):

@@ -218,6 +218,8 @@ class Item:
     """The server cannot filter it: an absolute deadband is applied to what it sends."""
     passed: tuple[int, float] | None = None
     """Status and value that last passed the deadband applied here."""
+    last: Any = None
+    """The last value in this process, in a tuple; None before the first. The cursor holds so many only."""
     range_asked: bool = False
     """The server was asked for its range in this session."""
     constants: dict[str, Any] = field(default_factory=dict)
@@ -280,7 +282,8 @@ def _type(item: Item, code: int, data: dict[str, Any], known: dict[str, Any]) ->
         return "equipment.reading"
     if role not in REMEMBERED_ROLES:
         return TYPES[role]
-    value, before = data["value"], known.get(item.name, _UNKNOWN)
+    value, before = data["value"], known.get(item.name, item.last[0] if item.last else _UNKNOWN)
+    item.last = (value,)
     if before is not _UNKNOWN and before == value and type(before) is type(value):
         return None
     known[item.name] = value

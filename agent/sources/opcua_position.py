@@ -2,6 +2,10 @@
 
 The cursor is written with every batch of events, in the same transaction, so it is kept small: one entry a subscription, the
 last value of each state, setpoint and mode, the state of each alarm. What would grow with the number of watched nodes is not in it.
+
+Of alarms at most REMEMBERED_MAX are kept. Beyond it the oldest go, and never the one that came last: first branches, then what is no
+longer active, then what is acknowledged, then the rest. What goes is declared; `alarms_forgotten` counts the active ones among it, so
+that their end is reported though their state is not known.
 """
 
 import time
@@ -12,7 +16,8 @@ from agent.component import Cursor
 
 VERSION = 1
 REMEMBERED_MAX = 1_000
-"""Last values (and alarm states) kept. Beyond it a change is not told from a first reading; `values_not_remembered` counts."""
+"""Last values (and alarm states) kept in the cursor. Beyond it a change that happens while the agent is stopped is taken for a first
+reading; `values_not_remembered` counts."""
 
 
 @dataclass(slots=True)
@@ -52,7 +57,11 @@ class Position:
     known: dict[str, Any] = field(default_factory=dict)
     """Node's name → last value, for roles of which a change while nobody listened is an event."""
     alarms: dict[str, str] = field(default_factory=dict)
-    """Condition → its state as letters; see opcua_alarms."""
+    """Condition → its state as text, the oldest first; see opcua_alarms."""
+    alarms_forgotten: int = 0
+    """Active conditions whose state did not fit."""
+    alarms_dropped: list[str] = field(default_factory=list)
+    """Conditions that were forgotten and have not been declared yet. Not in the cursor."""
     counters: dict[str, int] = field(default_factory=dict)
     """The server's diagnostics counters as last read."""
     missing: list[str] = field(default_factory=list)
@@ -85,17 +94,39 @@ class Position:
             },
             "known": dict(self.known),
             "alarms": dict(self.alarms),
+            "alarms_forgotten": self.alarms_forgotten,
             "counters": dict(self.counters),
             "missing": list(self.missing),
             "queue_size": self.queue_size,
             "warned": dict(self.warned),
         }
 
+    def remember_alarm(self, key: str, state: str) -> None:
+        """Keep a condition's state, or forget the condition where it is empty."""
+        if state:
+            self.alarms[key] = state
+        else:
+            self.alarms.pop(key, None)
+
     def forget_too_many(self) -> int:
-        """Keep the cursor small; how many values were forgotten."""
+        """Keep the cursor small; how many values were forgotten. Conditions among them are added to `alarms_dropped`."""
         forgotten = 0
-        for kept in (self.known, self.alarms):
-            while len(kept) > REMEMBERED_MAX:
-                kept.popitem()
+        while len(self.known) > REMEMBERED_MAX:
+            self.known.popitem()
+            forgotten += 1
+        excess = len(self.alarms) - REMEMBERED_MAX
+        if excess > 0:
+            # Stable: within each kind the oldest goes first.
+            for key in sorted(list(self.alarms)[:-1], key=self._worth)[:excess]:
+                self.alarms_forgotten += "A" in self.alarms.pop(key).partition(" ")[0]
+                self.alarms_dropped.append(key)
                 forgotten += 1
         return forgotten
+
+    def _worth(self, key: str) -> int:
+        letters = self.alarms[key].partition(" ")[0]
+        if "#" in key and "A" not in letters:
+            return 0
+        if "A" not in letters:
+            return 1
+        return 3 if "U" in letters else 2

@@ -209,7 +209,9 @@ def _only_writer(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline_s:
-                    raise NotConnected(f"{folder}: another process has been writing there for {LOCK_WAIT_S:g} s") from None
+                    raise NotConnected(
+                        f"{folder}: another process has been writing there for {LOCK_WAIT_S:g} s"
+                    ) from None
                 time.sleep(0.02)
             except OSError:
                 break

@@ -99,6 +99,7 @@ equipment.reading                 | equipment      | 1 | 2 | 6.2          | DE.C
 equipment.counter                 | equipment      | 1 | 2 | 6.2          | DE.CM-09          |    |       | 2004 | a counter moved
 equipment.state.changed           | equipment      | 1 | 2 | 6.2          | DE.CM-09          |    |       | 2004 | a machine state changed
 equipment.alarm.raised            | equipment      | 3 | 3 | 6.2          | DE.CM-09 DE.AE-02 |    |       | 2004 | a machine alarm became active
+equipment.alarm.changed           | equipment      | 3 | 3 | 6.2          | DE.CM-09 DE.AE-02 |    |       | 2004 | an active machine alarm got another limit or severity
 equipment.alarm.cleared           | equipment      | 1 | 1 | 6.2          | DE.CM-09          |    |       | 2004 | a machine alarm went away
 equipment.alarm.acknowledged      | equipment      | 1 | 1 | 2.8          | DE.CM-09          |    |       | 2004 | an operator acknowledged an alarm
 equipment.alarm.suppressed        | equipment      | 3 | 3 | 2.8 6.2      | DE.CM-09          |    | T0878 | 5019 | an alarm was shelved, suppressed or disabled
