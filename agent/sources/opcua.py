@@ -38,14 +38,14 @@ from agent.sources.opcua_connect import (
     connect,
     translated,
 )
-from agent.sources.opcua_events import EventReader
+from agent.sources.opcua_events import ConfigEvent, EventReader
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import ConfigNode, default_name, time_us
 from agent.sources.opcua_position import REMEMBERED_MAX, Position, Subscription
 from agent.sources.opcua_private import DataChanges, Published, Unreadable, subscription_is_gone, ua
 from agent.sources.opcua_pump import PublishPump, SubscriptionLost
 from agent.sources.opcua_trust import check_pair, read_certificate, read_key, thumbprint
-from agent.sources.opcua_watch import Watch
+from agent.sources.opcua_watch import AUDITED, OWN, Watch
 from agent.wire.event import Event
 
 NOTIFICATIONS_MAX = 2_000
@@ -59,6 +59,7 @@ REFRESH_PAUSE_S = 60.0
 """Between two ConditionRefreshes that are asked for because events were lost."""
 GAP_NAMES_MAX = 20
 
+_REFUSED_SIGN_INS = ("authentication.failure", "authentication.session.rejected")
 DEPRECATED = ("Basic128Rsa15", "Basic256")
 SECURITIES = Literal[
     "None",
@@ -99,6 +100,8 @@ class ConfigOpcUa:
     audit: bool = False
     audit_arguments: bool = False
     alarms: bool = False
+    events: tuple[str | ConfigEvent, ...] = ()
+    """Further types of events: a node id (with subtypes; i=2041 is all there are), or a table with `event`, `type`, `fields`."""
     publishing_interval_ms: Annotated[float, Ge(10), Le(60_000)] = 250.0
     sampling_interval_ms: Annotated[float, Ge(0), Le(86_400_000)] = 250.0
     queue_size: Annotated[int, Ge(1), Le(100_000)] = 1_000
@@ -122,10 +125,12 @@ class ConfigOpcUa:
             raise ValueError(
                 "user_key_file: user_certificate_file and user_key_file belong together; give both or neither"
             )
-        if not (self.nodes or self.browse or self.audit or self.alarms):
+        if not (self.nodes or self.browse or self.audit or self.alarms or self.events):
             raise ValueError(
-                "nodes: nothing to read; give nodes or browse (linewarden-agent browse URL finds some), audit = true or alarms = true"
+                "nodes: nothing to read; give nodes or browse (linewarden-agent browse URL finds some), audit = true, alarms = true"
+                " or events"
             )
+        self.asked_events()
         names = [node.name or default_name(node.node) for node in self.configured()]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice is not None:
@@ -134,6 +139,10 @@ class ConfigOpcUa:
     def configured(self) -> list[ConfigNode]:
         """The nodes, with those given as mere text made whole."""
         return [ConfigNode(node=node) if isinstance(node, str) else node for node in self.nodes]
+
+    def asked_events(self) -> list[ConfigEvent]:
+        """The types of events, with those given as mere text made whole."""
+        return [ConfigEvent(event=event) if isinstance(event, str) else event for event in self.events]
 
     def access(self) -> Access:
         """What connecting needs of this."""
@@ -237,9 +246,15 @@ class OpcUaSource:
             name, report, sampling_interval_ms=config.sampling_interval_ms, queue_size=config.queue_size
         )
         self._events: EventReader | None = None
-        if config.audit or config.alarms:
+        if config.audit or config.alarms or config.events:
             self._events = EventReader(
-                name, report, audit=config.audit, alarms=config.alarms, arguments=config.audit_arguments
+                name,
+                report,
+                audit=config.audit,
+                alarms=config.alarms,
+                arguments=config.audit_arguments,
+                events=config.asked_events(),
+                url=config.url,
             )
         self._watch = Watch(name, config.url)
         self._distrusted: set[int] = set()
@@ -311,6 +326,9 @@ class OpcUaSource:
     async def _establish(self, connection: Connection, position: Position) -> list[Event]:
         """Continue what there was, or begin anew; the events that come with it."""
         position.session = connection.link.session()
+        self._watch.begin_session()
+        if connection.refused_own:
+            position.counters[OWN] = position.counters.get(OWN, 0) + 1
         await self._compare_clocks(connection)
         self._transferred = False
         nodes = {node.node: node for node in self._config.configured()}
@@ -376,7 +394,9 @@ class OpcUaSource:
             gap = await self._let_go(connection, position, "events", plan)
             events += gap
             subscription = await self._create(connection, plan)
-            answer = (await connection.link.create_items(subscription.id, [reader.request()]))[0].StatusCode
+            answer = (await connection.link.create_items(subscription.id, [reader.request(connection.namespaces)]))[
+                0
+            ].StatusCode
             if not answer.is_good():
                 subscription.plan = f"{plan}-core"
                 answer = (await connection.link.create_items(subscription.id, [reader.request(core_only=True)]))[
@@ -586,6 +606,9 @@ class OpcUaSource:
     ) -> list[Event]:
         await reader.learn(connection, notifications)
         taken = reader.take(notifications, position, connection.namespaces, now_us())
+        if self._config.audit:
+            refused = sum(event.type in _REFUSED_SIGN_INS for event in taken.events)
+            position.counters[AUDITED] = position.counters.get(AUDITED, 0) + refused
         if self._config.alarms and (taken.refresh_wanted or (taken.overflowed and self._may_refresh())):
             await self._refresh_conditions(connection, position)
         if not taken.overflowed:

@@ -152,10 +152,8 @@ class Alarms:
         if branch:
             after = State("U" if "U" in after.letters else "", after.severity)
         before = State.parse(position.alarms.get(key, ""))
-        if branch:
-            what = _of_branch(before, after)
-        else:
-            what = self._of_forgotten(change(before.text(), after.text()), before, after, position)
+        became = _of_branch(before, after) if branch else change(before.text(), after.text())
+        what = became if branch else self._of_forgotten(became, before, after, position)
         if what is None and before.letters == after.letters:
             # What is compared with is what was reported: a severity that creeps is reported once it has gone far enough.
             after = before if before.severity >= 0 else after

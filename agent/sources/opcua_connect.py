@@ -113,6 +113,8 @@ class Connection:
     limits: Limits
     server_certificate: bytes
     own_certificate: bytes
+    refused_own: bool = False
+    """The server did not have the earlier session any more, and may have counted that as a refused one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ async def _open(access: Access, keys: _Keys, link: Link, session: tuple[str, str
         namespaces, limits = await _learn(link)
         own = keys.identity.certificate if keys.identity is not None else b""
         shown = first_certificate(endpoint.ServerCertificate or b"") if keys.identity is not None else b""
-        return Connection(link, resumed, namespaces, limits, shown, own)
+        refused_own = session is not None and not resumed
+        return Connection(link, resumed, namespaces, limits, shown, own, refused_own)
 
 
 async def _sign_in(link: Link, session: tuple[str, str] | None, endpoint: Any) -> bool:

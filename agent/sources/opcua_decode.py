@@ -346,40 +346,45 @@ def _as_plain(answer: Answer) -> Any:
     return {"value": value, "status": answer.StatusCode.name} if answer.StatusCode.value else value
 
 
+_TAIL, _SIZES = -1, -2
+"""What `skip_variant` has to step over beside values: the end of a DataValue, the sizes of a matrix."""
+_AFTER_VALUE = ((0x02, 4), (0x04, 8), (0x10, 2), (0x08, 8), (0x20, 2))
+"""Bit of a DataValue's mask → bytes that follow its value."""
+
+
 def skip_variant(reader: Reader) -> None:
     """Step over a Variant, however deep: a list of what is still to be stepped over instead of recursion."""
-    tail, sizes = -1, -2
     todo = [(VARIANT, 1)]
     while todo:
         kind, count = todo.pop()
-        if kind == tail:
+        if kind == _TAIL:
             reader.take(count)
-            continue
-        if kind == sizes:
+        elif kind == _SIZES:
             reader.take(4 * reader.count(4))
-            continue
-        if count > 1:
-            todo.append((kind, count - 1))
-        reader.spend(1)
-        if kind == DATA_VALUE:
-            mask = reader.byte()
-            lengths = ((0x02, 4), (0x04, 8), (0x10, 2), (0x08, 8), (0x20, 2))
-            todo.append((tail, sum(length for bit, length in lengths if mask & bit)))
-            if mask & 0x01:
-                todo.append((VARIANT, 1))
-            continue
-        encoding = reader.byte()
-        inner = encoding & 0x3F
-        if encoding & 0x40:
-            todo.append((sizes, 1))
-        if inner in (VARIANT, DATA_VALUE):
-            elements = reader.count() if encoding & 0x80 else 1
-            if elements:
-                todo.append((inner, elements))
-        elif encoding & 0x80:
-            _array(reader, inner, 0)
         else:
-            _scalar(reader, inner, 0)
+            reader.spend(1)
+            if count > 1:
+                todo.append((kind, count - 1))
+            if kind == VARIANT:
+                _skip_into_variant(reader, todo)
+            else:
+                mask = reader.byte()
+                todo.append((_TAIL, sum(size for bit, size in _AFTER_VALUE if mask & bit)))
+                todo += [(VARIANT, 1)] if mask & 0x01 else []
+
+
+def _skip_into_variant(reader: Reader, todo: list[tuple[int, int]]) -> None:
+    encoding = reader.byte()
+    inner = encoding & 0x3F
+    if encoding & 0x40:
+        todo.append((_SIZES, 1))
+    if inner in (VARIANT, DATA_VALUE):
+        elements = reader.count() if encoding & 0x80 else 1
+        todo += [(inner, elements)] if elements else []
+    elif encoding & 0x80:
+        _array(reader, inner, 0)
+    else:
+        _scalar(reader, inner, 0)
 
 
 def response_head(reader: Reader) -> tuple[int, Any]:

@@ -6,7 +6,7 @@ and server time. A time that is a sentinel (1601, 1970, 9999) is no time and is 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime, timedelta
@@ -174,28 +174,33 @@ def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a kind
     return _composed(value, depth)
 
 
-def _composed(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one case a kind of value
-    if isinstance(value, ua.LocalizedText):
-        return plain(value.Text)
-    if isinstance(value, ua.NodeId):
-        return plain(value.to_string())
-    if isinstance(value, ua.QualifiedName):
-        return plain(value.Name)
-    if isinstance(value, ua.StatusCode):
-        return status_name(value.value)
-    if isinstance(value, ua.Variant | ua.DataValue):
-        return plain(value.Value, depth + 1)
-    if isinstance(value, Structure):
-        return {"type": plain(value.type_id.to_string()), "bytes": len(value.body), "body": plain(value.body)}
+def _composed(value: Any, depth: int) -> Any:
+    for kinds, text in _NAMED:
+        if isinstance(value, kinds):
+            return plain(text(value), depth)
     if isinstance(value, list | tuple):
         return [plain(item, depth + 1) for item in value[:ITEMS_MAX]] if depth < DEPTH_MAX else f"{len(value)} items"
     if is_dataclass(value):
         value = {each.name: getattr(value, each.name) for each in fields_of(value) if each.name != "Encoding"}
-    if isinstance(value, dict):
-        if depth >= DEPTH_MAX:
-            return f"{len(value)} fields"
-        return {str(name): plain(each, depth + 1) for name, each in list(value.items())[:ITEMS_MAX]}
-    return plain(repr(value))
+    if not isinstance(value, dict):
+        return plain(repr(value))
+    if depth >= DEPTH_MAX:
+        return f"{len(value)} fields"
+    return {str(name): plain(each, depth + 1) for name, each in list(value.items())[:ITEMS_MAX]}
+
+
+_NAMED: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (ua.LocalizedText, lambda value: value.Text),
+    (ua.NodeId, lambda value: value.to_string()),
+    (ua.QualifiedName, lambda value: value.Name),
+    (ua.StatusCode, lambda value: status_name(value.value)),
+    (ua.Variant | ua.DataValue, lambda value: value.Value),
+    (
+        Structure,
+        lambda value: {"type": value.type_id.to_string(), "bytes": len(value.body), "body": value.body},
+    ),
+)
+"""OPC UA's own types, and what of them is stored."""
 
 
 @dataclass(slots=True, eq=False)

@@ -108,6 +108,7 @@ equipment.operator.action         | equipment      | 1 | 2 | 2.8          | DE.C
 equipment.fault                   | equipment      | 4 | 4 | 6.2          | DE.CM-09          |    | T0826 | 2004 | a machine reports a failure
 equipment.restarted               | equipment      | 3 | 3 | 6.2          | DE.CM-09          |    | T0816 | 6002 | a machine restarted
 equipment.identity.changed        | equipment      | 4 | 4 | 3.4          | DE.CM-09 ID.AM-01 |    | T0839 | 5019 | a device identifies itself otherwise than before
+equipment.event                   | equipment      | 1 | 3 | 6.2          | DE.CM-09          |    |       | 2004 | an event of a machine's own kind
 equipment.health                  | equipment      | 2 | 3 | 6.2          | DE.CM-09          |    |       | 2004 | a judgement on a machine's condition
 quality                           | quality        | 1 | 3 | 6.2          | DE.CM-09          |    |       | 2004 | about the product
 quality.measured                  | quality        | 1 | 2 | 6.2          | DE.CM-09          |    |       | 2004 | a part was measured

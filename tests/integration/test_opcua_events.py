@@ -15,7 +15,8 @@ from agent.simulator.opcua_server import NAMESPACE, PressCell
 from agent.sources import opcua_tools
 from agent.sources.opcua_browse import ConfigBrowse
 from agent.sources.opcua_connect import Access
-from agent.sources.opcua_nodes import ConfigNode
+from agent.sources.opcua_events import ConfigEvent
+from agent.sources.opcua_nodes import ConfigNode, as_text
 from agent.sources.opcua_trust import thumbprint
 from tests.integration.opcua_line import Cable, Reader, config, node, press_cell
 
@@ -80,6 +81,34 @@ async def test_a_vendors_subtype_is_classified_by_its_nearest_known_ancestor(aud
     await reader.until(lambda: reader.of_type("data.written"))
     (event,) = reader.of_type("data.written")
     assert event.data["event_type"].startswith(f"nsu={NAMESPACE};")
+
+
+async def test_events_of_a_machines_own_types_come_where_they_were_asked_for_with_their_fields() -> None:
+    """Plain subtypes of BaseEventType: no audit, no condition, and what many machines report their work with."""
+    async with press_cell() as cell:
+        index = await cell.server.get_namespace_index(NAMESPACE)
+        kind = await cell.server.create_custom_event_type(
+            index, "RecipeLoaded", ua.ObjectIds.BaseEventType, [("Recipe", ua.VariantType.String)]
+        )
+        generator = await cell.server.get_event_generator(kind, ua.ObjectIds.Server)
+        generator.event.Recipe = "A7\0\0"
+        asked = ConfigEvent(
+            event=as_text(kind.nodeid, ["", "", NAMESPACE]), type="equipment.recipe.loaded", fields=("Recipe",)
+        )
+        everything = {"events": ("i=2041",)}
+        async with (
+            Reader(config(cell.url, nodes=(), events=(asked,))) as reader,
+            Reader(config(cell.url, nodes=(), **everything)) as other,
+        ):
+            for each in (reader, other):
+                await each.until(lambda: "events" in (each.cursor or {}).get("subscriptions", {}))  # noqa: B023 - used in its turn
+            await cell.audit(ua.ObjectIds.AuditActivateSessionEventType)
+            await generator.trigger(message="loaded")
+            await reader.until(lambda: reader.events)
+            await other.until(lambda: len(other.events) == 2)
+    (event,) = reader.events
+    assert (event.type, event.data["Recipe"], event.raw) == ("equipment.recipe.loaded", "A7", "loaded")
+    assert [each.type for each in other.events] == ["equipment.event", "equipment.event"]
 
 
 async def test_old_and_new_value_of_a_write_are_kept_and_arguments_of_a_method_are_not(

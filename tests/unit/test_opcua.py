@@ -309,7 +309,10 @@ def belong_together(certificate: Path, key: Path) -> bool:
 def test_sources_and_commands_that_start_at_once_find_one_pair_that_belongs_together(tmp_path: Path) -> None:
     """Threads of one agent and other processes at the same moment, as with `check` and `browse` beside the daemon."""
     files = own_files(tmp_path)
-    program = "import sys, pathlib; from agent.sources.opcua_trust import own_identity as o; a, b = map(pathlib.Path, sys.argv[1:]); o(a, b, repair=True)"
+    program = (
+        "import sys, pathlib; from agent.sources.opcua_trust import own_identity; "
+        "own_identity(*map(pathlib.Path, sys.argv[1:]), repair=True)"
+    )
     others = [subprocess.Popen([sys.executable, "-c", program, *map(str, files)]) for _ in range(2)]
     made: list[Any] = []
     while not all(other.poll() is not None for other in others):
@@ -382,7 +385,7 @@ def test_a_key_with_a_passphrase_or_of_another_certificate_is_a_problem_before_t
         (certificate, certificate, "is not a private key"),
     ):
         for whose in ("client", "user"):
-            files = {f"{whose}_certificate_file": str(named), f"{whose}_key_file": str(key_file)}
+            files: dict[str, Any] = {f"{whose}_certificate_file": str(named), f"{whose}_key_file": str(key_file)}
             ((field, text, remedy),) = ConfigOpcUa(url=URL, nodes=("ns=2;s=x",), **files).problems()
             assert field == f"{whose}_key_file"
             assert words in text

@@ -1,18 +1,20 @@
 """OPC UA alarms: what is reported of a condition's life, from the notifications of its server."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.component import Report
 from agent.sources.opcua import ConfigOpcUa, OpcUaSource
 from agent.sources.opcua_alarms import State, change
-from agent.sources.opcua_events import EventReader
 from agent.sources.opcua_items import Items
 from agent.sources.opcua_nodes import ConfigNode
 from agent.sources.opcua_position import REMEMBERED_MAX, Position, Subscription
 from agent.sources.opcua_private import Change, Published, ua
-from agent.wire.event import Event
+
+if TYPE_CHECKING:
+    from agent.sources.opcua_events import EventReader
+    from agent.wire.event import Event
 
 ALARM, OVERFLOW, START, END = (ua.NodeId(number) for number in (9482, 3035, 2787, 2788))
 HIGH_HIGH, HIGH = ua.NodeId(9329), ua.NodeId(9331)

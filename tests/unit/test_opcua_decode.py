@@ -22,18 +22,14 @@ from agent.sources.opcua_position import Position, Subscription
 from agent.sources.opcua_private import Published, Unreadable, decode_publish, decode_read, ua
 
 OPEN62541 = zlib.decompress(
-    base64.b85decode(
-        "".join(
-            (
-                "c-muRuw~A@e4mlK@h+n%0~GuR0wBc%#EeiHOu!T}f+eOfGxD)AFt9>ZDFZRT0FYSuB+9R4&$CGF-"
-                "B)bvygu^_GBTKO2r@G=Z~!I!GjsGpQgaJ<_<<b9l9Hm#q|%a9{qUm9l2qR3_qT%0=Vg1a73w0O>Ad2%AUsA!9yOq@(xN=8{DRaxGb2+IL%q_x<ovv}%="
-                "FTt)D*qMf`XjP<iwK9{5&3Gpi(2Nykc8J>vY?cq*P<0q(lQ<!xW1YUE>r36Wyc~izHoB3j@<c1B=8Yi<BfQup@Y&o(BSUULXPHOK?L(e%QlUvJMPL0LB"
-                "033knxoI@cewycc47J1+b+-2b4Eax5xJti<a1H|E<Qp69aIhUEEAX4?kZ^KHyX2?4~GXaliW7$A|4Ga!8Go(sPcnmSoSw%@S*g^ejZAV4}pQY%WZhJ#-"
-                "}G#oPfk;5UgZ@|NW2juJgYzZEauk-"
-                "S=@pye&r$(f3aNv_Gzt>8XI%Q8sNdrNNdFiQG{eI>d)bH<}A^ZKr(*gIp7$ZX&Got|9w;$}G3<nG;4rta8z@0@JL#p|I`1&1FQnhY9)VyOdFnIhq1Q|k"
-                "k_)r4HIWZ@PcbV;WNSGXhG9Y1c-ex-)VPZsbn1I{>4gz76*oMVra7kiO36l7KC;$NcTUrt"
-            )
-        )
+    base64.b64decode(
+        "eNpjZLBlzr18n5G78S6jKAMU/AcCIMUExIxQGkzAFDKCJaYwM/KxMjCwQlUpAzG/AJBY+STKr2XPs0jt3Vds7Lw+8wsyMphwCDIz"
+        "MnAAJf0zc/RCUnMLePiBHMeSkqLMpNKSVP3wosySVN7n97eCzedle7AV6iKg6bzityA8RkYeNaCu0qI8q/yC1DwzI1MTQ73SvOT8"
+        "vLTM9NKi1BS9xIKCnMzkxJLM/DweY6BSI6u8YltD63TblKRUY6OkRANdwxSLFF3jFAMT3aQUiyRdUwsD00QDi8Qki5QkK7AjeKCe"
+        "BwJ2XiAB5ktwQ0R+2MNYsg4MSADF/+cLChdbOtcfs7wXYns7Lvw13P+gkHIsKkqsxOr5N+bbIJ7nstiG5PlPZtsG2vNtzEgJAcSW"
+        "aAOxWBggkY8zIHzqngu/Epo6WUO237D9hY0pPCBAOkNSK0qwhoNfPzQcMvuRwyGzb8DDgQfk6/xsCR6Qr/Pys/F4fVqnRqRwcOCT"
+        "K7/XSpQ6ZU9HSQNBiXnpqVj9fuYZ1O/vniH7/cTTAfe7GCNDGTOjANy3H+yhDAcMKQ5o1hDAnUUaQ6r5f/j6HVNStW491LxjMjB4"
+        "/DkEGUJ5+FACxTkxJ4d3me12SJgcgzIgYXLeZjsZYWJEcpiA3AAOAmGU2IbFZXBJYlEJkvh/KAAA/VtaEg=="
     )
 )
 """A PublishResponse of open62541 (master of 2026-08, auditing on), as it came over the wire: four writes by a client (a Double, an array,
@@ -127,7 +123,7 @@ _extensions = st.builds(
 
 
 @st.composite
-def _diagnostics(draw: Any) -> bytes:
+def _diagnostics(draw: Any) -> Any:
     mask = draw(st.integers(0, 0x3F))
     own = bytes([mask]) + b"\0\0\0\0" * (mask & 0x0F).bit_count()
     own += draw(_texts) if mask & 0x10 else b""
@@ -156,7 +152,7 @@ _flat: dict[int, Any] = {
 
 
 @st.composite
-def _variants(draw: Any, inner: Any) -> bytes:
+def _variants(draw: Any, inner: Any) -> Any:
     """A Variant of any kind: scalar, array, null array, matrix; of other Variants and DataValues too."""
     kind = draw(st.sampled_from([0, 22, 25, *_flat] if inner is None else [23, 24, 24]))
     if kind == 24:
@@ -176,7 +172,7 @@ def _variants(draw: Any, inner: Any) -> bytes:
 
 
 @st.composite
-def _data_values(draw: Any, value: Any) -> bytes:
+def _data_values(draw: Any, value: Any) -> Any:
     mask = draw(st.integers(0, 0x3F))
     content = draw(value) if mask & 1 else b""
     sizes = ((0x02, 4), (0x04, 8), (0x10, 2), (0x08, 8), (0x20, 2))
