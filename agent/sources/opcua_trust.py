@@ -163,7 +163,7 @@ def read_key(path: Path, key: str) -> bytes:
         raise ConfigError(f"{path} is protected by a passphrase", key=key, remedy=remedy) from None
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(
-            f"{path} is not a private key", key=key, remedy="It must be PEM (-----BEGIN PRIVATE KEY-----)."
+            f"{path} is not a private key", key=key, remedy="It must be PEM, without a passphrase."
         ) from None
     return content
 

