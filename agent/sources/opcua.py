@@ -55,6 +55,8 @@ REPUBLISH_MAX = 10_000
 CURSOR_KEPT_S = 60.0
 """How old a cursor gets where only keep-alives come: a gap of a quiet server does not begin with its last value, days ago."""
 RETRY_MISSING_S = 30.0
+LOOK_S = 30.0
+"""Between two looks at whether the nodes, a part of them in turns, are still there: not every server reports a deleted one."""
 REFRESH_PAUSE_S = 60.0
 """Between two ConditionRefreshes that are asked for because events were lost."""
 GAP_NAMES_MAX = 20
@@ -117,9 +119,11 @@ class ConfigOpcUa:
             raise ValueError("url: credentials in a URL end up in logs; give user and password_file instead")
         if self.user and not self.password_file:
             raise ValueError("password_file: missing; user needs it (a file with the password and nothing else)")
-        if self.user and self.security == "None" and not self.allow_password_in_clear:
+        known = self.server_certificate_file or self.trust_dir
+        if self.user and self.security == "None" and not (self.allow_password_in_clear or known):
             raise ValueError(
-                'user: would cross the network in clear with security = "None"; choose a security, or set allow_password_in_clear = true'
+                'user: the password would cross the network for everybody to read with security = "None"; choose a security, or give '
+                "server_certificate_file (or trust_dir) to encrypt it with, or set allow_password_in_clear = true"
             )
         if bool(self.user_certificate_file) != bool(self.user_key_file):
             raise ValueError(
@@ -267,7 +271,7 @@ class OpcUaSource:
         """In this connection a subscription was taken over from an earlier session."""
         self._ended: Exception | None = None
         """A subscription or the connection has ended, and why: raised when what came before its end is durable."""
-        self._retry_missing_s = self._refresh_after_s = 0.0
+        self._retry_missing_s = self._refresh_after_s = self._look_s = 0.0
 
     async def batches(self, cursor: Cursor | None) -> AsyncGenerator[tuple[list[Event], Cursor | None], None]:
         """One connection's worth of events; see agent.component.Source."""
@@ -331,6 +335,7 @@ class OpcUaSource:
             position.counters[OWN] = position.counters.get(OWN, 0) + 1
         await self._compare_clocks(connection)
         self._transferred = False
+        self._look_s = time.monotonic() + LOOK_S
         nodes = {node.node: node for node in self._config.configured()}
         found, troubles = await browsed_nodes(connection, self._config.browse)
         for browse in self._config.browse:
@@ -525,7 +530,11 @@ class OpcUaSource:
             connection.namespaces = namespaces if isinstance(namespaces, list) else connection.namespaces
             await self._watch_items(connection, position, position.subscriptions["data"])
             await self._items.learn_ranges(connection)
-        events = list(self._watch.expiring(connection, position, now_us()))
+        events = self._items.returned(now_us())
+        if len(self._items) and time.monotonic() >= self._look_s:
+            self._look_s = time.monotonic() + LOOK_S
+            events += await self._items.look(connection, position, now_us())
+        events += list(self._watch.expiring(connection, position, now_us()))
         if self._config.audit:
             events += await self._watch.rejected(connection, position, now_us())
         return events

@@ -127,7 +127,7 @@ class _Keys:
 async def connect(access: Access, session: tuple[str, str] | None) -> Connection:
     """Open a link and a session, the earlier one if the server still has it. Raises NotConnected, ConfigError, CertificateChanged."""
     keys = await asyncio.to_thread(_load, access)
-    if keys.identity is not None and not keys.server_certificate:
+    if not keys.server_certificate and (keys.identity is not None or _password_needs_certificate(access)):
         keys = replace(keys, server_certificate=await _vouched_for(access))
     link = _link(access, keys)
     try:
@@ -144,7 +144,9 @@ async def _open(access: Access, keys: _Keys, link: Link, session: tuple[str, str
         except (OSError, TimeoutError, ua.UaError) as error:
             await _explain_channel(access, keys, error)
         endpoint = _endpoint(access, await link.endpoints())
-        resumed = await _sign_in(link, session, endpoint)
+        if keys.identity is None and keys.server_certificate:
+            _compare(access, keys.server_certificate, endpoint)
+        resumed = await _sign_in(link, session, endpoint, keys.server_certificate)
         namespaces, limits = await _learn(link)
         own = keys.identity.certificate if keys.identity is not None else b""
         shown = first_certificate(endpoint.ServerCertificate or b"") if keys.identity is not None else b""
@@ -152,20 +154,31 @@ async def _open(access: Access, keys: _Keys, link: Link, session: tuple[str, str
         return Connection(link, resumed, namespaces, limits, shown, own, refused_own)
 
 
-async def _sign_in(link: Link, session: tuple[str, str] | None, endpoint: Any) -> bool:
+def _password_needs_certificate(access: Access) -> bool:
+    """Whether a password goes over a channel without security, where only a certificate that is known keeps it from others."""
+    return bool(access.user) and access.security == "None" and not access.allow_password_in_clear
+
+
+def _compare(access: Access, trusted: bytes, endpoint: Any) -> None:
+    shown = first_certificate(endpoint.ServerCertificate or b"")
+    if shown and shown != trusted:
+        raise CertificateChanged(access.url, trusted, shown)
+
+
+async def _sign_in(link: Link, session: tuple[str, str] | None, endpoint: Any, trusted: bytes) -> bool:
     """Take up the earlier session if the server still has it, else make one; whether it is the earlier one.
 
     A kill between an activation and its commit leaves an old nonce in the cursor. A server may then close the channel, and would
     do so for ever: SessionRefused says that this session is not worth another try.
     """
+    certificate = trusted or first_certificate(endpoint.ServerCertificate or b"")
     if session is None:
-        await link.open_session()
+        await link.open_session(certificate)
         return False
     try:
-        shown = first_certificate(endpoint.ServerCertificate or b"")
-        if await link.reopen_session(*session, endpoint.UserIdentityTokens or [], shown):
+        if await link.reopen_session(*session, endpoint.UserIdentityTokens or [], certificate):
             return True
-        await link.open_session()
+        await link.open_session(certificate)
     except (OSError, TimeoutError) as error:
         raise SessionRefused("the server ended the connection over the earlier session") from error
     return False
@@ -180,6 +193,7 @@ def _load(access: Access) -> _Keys:
         key_file = Path(access.client_key_file or folder / "own" / "key.pem")
         own = access.client_certificate_file is None and access.client_key_file is None
         identity = own_identity(certificate_file, key_file, repair=own)
+    if access.security != "None" or access.user:
         pinned = (
             Path(access.server_certificate_file) if access.server_certificate_file else trusted_file(folder, access.url)
         )

@@ -39,7 +39,14 @@ INTERNAL_SESSION = "g=00000001-0000-0000-0000-000000000000"
 """open62541's own session: it audits what the server does to itself."""
 
 CONDITION, OVERFLOW, REFRESH_START, REFRESH_END, REFRESH_REQUIRED = 2782, 3035, 2787, 2788, 2789
-_SESSION, _CREATE_SESSION, _ACTIVATE_SESSION, _CONDITION_ENABLE, _URL_MISMATCH = 2069, 2071, 2075, 2803, 2748
+_SESSION, _CREATE_SESSION, _ACTIVATE_SESSION, _CONDITION_ENABLE, _URL_MISMATCH, _CHANNEL = (
+    2069,
+    2071,
+    2075,
+    2803,
+    2748,
+    2059,
+)
 _DISABLE_METHOD = "i=9028"
 
 TYPES: dict[int, str] = {
@@ -50,7 +57,7 @@ TYPES: dict[int, str] = {
     _CREATE_SESSION: "authentication.session.opened",
     2078: "authentication",
     _URL_MISMATCH: "security",
-    2059: "security.channel.opened",
+    _CHANNEL: "security.channel.opened",
     2060: "security.channel.opened",
     2080: "security.certificate.invalid",
     2082: "security.certificate.invalid",
@@ -418,19 +425,25 @@ async def _lineage(connection: Connection, kind: Any) -> AsyncIterator[Any]:
 
 
 def _audit_type(kind: int, outcome: str | None, values: dict[str, Any], method: str) -> str:
-    failed = outcome == "failure"
-    if kind == _URL_MISMATCH:
-        return "authentication.session.rejected" if failed else TYPES[kind]
-    if kind == _ACTIVATE_SESSION:
-        return "authentication.failure" if failed else "authentication.success"
-    if kind in (_SESSION, _CREATE_SESSION):
-        source = str(values.get("SourceName") or "")
-        if failed:
-            return "authentication.session.rejected"
-        return "authentication.session.closed" if "Close" in source or "Timeout" in source else TYPES[kind]
+    if outcome == "failure" and kind in _ON_FAILURE:
+        return _ON_FAILURE[kind]
+    source = str(values.get("SourceName") or "")
+    if kind in (_SESSION, _CREATE_SESSION) and ("Close" in source or "Timeout" in source):
+        return "authentication.session.closed"
+    if kind == _CHANNEL and "Close" in source:
+        return "security.channel.closed"
     if kind == _CONDITION_ENABLE and method == _DISABLE_METHOD:
         return "equipment.alarm.suppressed"
     return TYPES[kind]
+
+
+_ON_FAILURE = {
+    _URL_MISMATCH: "authentication.session.rejected",
+    _ACTIVATE_SESSION: "authentication.failure",
+    _SESSION: "authentication.session.rejected",
+    _CREATE_SESSION: "authentication.session.rejected",
+}
+"""Audits that are of another type where what they tell of was refused."""
 
 
 def _data(values: dict[str, Any], namespaces: Sequence[str]) -> dict[str, Any]:

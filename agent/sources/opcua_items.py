@@ -3,6 +3,9 @@
 A handle is made of the node's text and not of its place in a list, so that a process after a kill arrives at the same handles and can
 read what the server still sends for the old ones.
 
+A node that the server deletes while it is watched is reported once, by the status of its value or, where the server sends none, by a look
+at the nodes in turns; and so is its return, for which it is looked in the same way as for a node that was missing from the start.
+
 Loss that shows here: the overflow bit (0x480), and a queue that comes full from a server that never sets the bit. Both are told as the
 names of the nodes that miss values.
 """
@@ -14,7 +17,7 @@ from typing import Any
 
 from agent.component import Report
 from agent.sources.opcua_connect import Connection
-from agent.sources.opcua_nodes import OVERFLOW, ConfigNode, Item, default_name, reading, resolve
+from agent.sources.opcua_nodes import OVERFLOW, ConfigNode, Item, default_name, reading, resolve, status_name
 from agent.sources.opcua_position import Position
 from agent.sources.opcua_private import Change, ua
 from agent.sources.opcua_ranges import learn_ranges
@@ -31,6 +34,11 @@ _NO_FILTER = frozenset(
 """What servers answer that cannot filter this item. It is then watched without, and an absolute deadband is applied here."""
 
 
+NO_NODE = frozenset({0x80330000, 0x80340000})
+"""BadNodeIdInvalid, BadNodeIdUnknown."""
+_REMEDY = "compare the node with what linewarden-agent browse finds there"
+
+
 class Items:
     """All items of one source. `lay_out` for each session, then `taken_up` or `watch`."""
 
@@ -42,6 +50,11 @@ class Items:
         self._items: dict[int, Item] = {}
         self._before: dict[str, tuple[Any, Any, Any]] = {}
         """Of each node that was heard of since the last commit: what was `seen`, `passed` and `last` then."""
+
+        self._next_checked = 0
+        """Where the next look at whether the nodes are still there begins."""
+        self._came: list[Item] = []
+        """Nodes that were missing and have been taken by the server, not reported yet."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -57,7 +70,8 @@ class Items:
             item = Item(node, handle, node.name or default_name(node.node))
             item.node_id = resolve(node.node, namespaces)
             if node.node in before:
-                item.seen, item.last = before[node.node].seen, before[node.node].last
+                earlier = before[node.node]
+                item.seen, item.last, item.missing = earlier.seen, earlier.last, earlier.missing
             self._items[handle] = item
         for gone in before.keys() - {item.config.node for item in self._items.values()}:
             self._report.trouble.pop(gone, None)
@@ -75,6 +89,7 @@ class Items:
             item.watched, item.fresh = item.config.node not in absent, False
             item.queue_size = queue_size or self._queue(item)
             if not item.watched:
+                item.missing = True
                 self._name_missing(item, "the server does not have this node")
 
     async def watch(self, connection: Connection, subscription_id: int) -> None:
@@ -84,6 +99,7 @@ class Items:
             item.fresh = True
             item.node_id = resolve(item.config.node, connection.namespaces)
             if item.node_id is None:
+                item.missing = True
                 self._name_missing(item, "the server has no such namespace")
         wanted = [item for item in wanted if item.node_id is not None]
         for at in range(0, len(wanted), connection.limits.items_per_call):
@@ -101,6 +117,8 @@ class Items:
             answer = result.StatusCode.name
             if result.StatusCode.is_good():
                 item.watched, item.queue_size = True, result.RevisedQueueSize
+                self._came += [item] if item.missing else []
+                item.missing = False
                 self._report.ok(item.config.node)
             elif answer in _NO_FILTER and not item.filtered_here:
                 item.filtered_here = True
@@ -108,6 +126,7 @@ class Items:
                 if item.config.deadband_type == "percent":
                     self._report.count("deadbands_refused")
             else:
+                item.missing = True
                 self._name_missing(item, f"the server answers {answer}")
         return unfiltered
 
@@ -137,7 +156,39 @@ class Items:
         return min((item.queue_size for item in self._items.values() if item.watched), default=0)
 
     def _name_missing(self, item: Item, why: str) -> None:
-        self._report.fault(f"{item.config.node}: {why}", item.config.node)
+        self._report.fault(f"{item.config.node}: {why}; {_REMEDY}", item.config.node)
+
+    async def look(self, connection: Connection, position: Position, now_us: int) -> list[Event]:
+        """Ask for a part of the watched nodes whether they are still there, the next part each time: one Read."""
+        watched = [item for item in self._items.values() if item.watched and item.node_id is not None]
+        if self._next_checked >= len(watched):
+            self._next_checked = 0
+        part = watched[self._next_checked : self._next_checked + connection.limits.nodes_per_read]
+        self._next_checked += len(part)
+        answers = await connection.link.read((item.node_id, ua.AttributeIds.NodeClass) for item in part)
+        return [
+            self._gone(item, answer.StatusCode.name, position, now_us)
+            for item, answer in zip(part, answers, strict=True)
+            if answer.StatusCode.value & 0xFFFF0000 in NO_NODE
+        ]
+
+    def returned(self, now_us: int) -> list[Event]:
+        """The events of nodes that were missing and are there (again)."""
+        came, self._came = self._came, []
+        return [self._node_event(item, "added", f"node {item.name} is there", now_us) for item in came]
+
+    def _gone(self, item: Item, answer: str, position: Position, now_us: int) -> Event:
+        """A watched node was deleted: it is missing from here on."""
+        item.watched, item.missing = False, True
+        position.missing = self.unwatched()
+        self._name_missing(item, f"the node is gone, the server answers {answer}")
+        return self._node_event(item, "deleted", f"node {item.name} is gone: the server answers {answer}", now_us)
+
+    def _node_event(self, item: Item, change: str, message: str, now_us: int) -> Event:
+        data = {"node": item.config.node, "name": item.name, "change": change}
+        return Event(
+            now_us, now_us, "configuration.changed", self._source, target=item.name, message=message, data=data
+        )
 
     def _queue(self, item: Item) -> int:
         return item.config.queue_size or self._queue_size
@@ -181,6 +232,8 @@ class Items:
             event = reading(item, source, change, now_us, known)
             if event is not None:
                 events.append(event)
+            if change.code & 0xFFFF0000 in NO_NODE and item.watched:
+                events.append(self._gone(item, status_name(change.code), position, now_us))
         if position.queue_size > 1 and len(changes) >= position.queue_size:
             overflowed += self._full(changes)
         return events, list(dict.fromkeys(overflowed))

@@ -214,6 +214,8 @@ class Item:
     queue_size: int = 1
     watched: bool = False
     """The server has taken it."""
+    missing: bool = False
+    """The server does not have it, or had it and has deleted it."""
     fresh: bool = True
     """Its first notification is the present value, not a change."""
     seen: tuple[int | None, Any, int] | None = None

@@ -226,11 +226,23 @@ class Link:
         found: list[Any] = await self._client.get_endpoints()
         return found
 
-    async def open_session(self) -> None:
-        """A new session, signed in."""
+    async def open_session(self, certificate: bytes = b"") -> None:
+        """A new session, signed in. `certificate`: the server's, with which a password is encrypted where the channel has none."""
         await self._load_login()
         await self._client.create_session()
+        self._prepare_tokens(self._client._policy_ids, certificate)  # noqa: SLF001
         await self._activate()
+
+    def _prepare_tokens(self, policies: Sequence[Any], certificate: bytes) -> None:
+        """Choose among the ways to sign in, and the key that a password is encrypted with.
+
+        A token has a policy of its own: over a channel without security a password can still be encrypted with the server's certificate.
+        Servers list several (open62541 also with elliptic curves, which asyncua does not speak), and asyncua takes the first of a kind.
+        """
+        channel = self._client.security_policy
+        self._client._policy_ids = usable_tokens(policies, channel.URI)  # noqa: SLF001
+        if certificate and channel.URI == security_policies.SecurityPolicyNone.URI:
+            channel.peer_certificate = certificate
 
     async def reopen_session(self, token: str, nonce: str, policies: Sequence[Any], certificate: bytes) -> bool:
         """Take up a session that an earlier connection made. False where the server does not have it or does not give it.
@@ -241,9 +253,7 @@ class Link:
         session = self._client.uaclient.session
         session.restore_authentication_token(ua.NodeId.from_string(token))
         self._client._server_nonce = bytes.fromhex(nonce) if nonce else None  # type: ignore[assignment]  # noqa: SLF001
-        self._client._policy_ids = list(policies)  # noqa: SLF001
-        if not self._client.security_policy.peer_certificate:
-            self._client.security_policy.peer_certificate = certificate or None
+        self._prepare_tokens(policies, certificate)
         try:
             await self._activate()
         except ua.UaStatusCodeError:
@@ -434,6 +444,27 @@ class Link:
             if error.code in _gone_codes():
                 return None
             raise
+
+
+_TOKEN_POLICIES = (
+    "Aes256_Sha256_RsaPss",
+    "Aes128_Sha256_RsaOaep",
+    "Basic256Sha256",
+    "Basic256",
+    "Basic128Rsa15",
+    "None",
+)
+"""Policies of tokens that asyncua can use, the best first."""
+
+
+def usable_tokens(policies: Sequence[Any], channel_uri: str) -> list[Any]:
+    """The ways to sign in that can be used, the best first: encrypted before clear; one without a policy has the channel's."""
+    ranked = []
+    for policy in policies:
+        name = (policy.SecurityPolicyUri or channel_uri).rpartition("#")[2]
+        if name in _TOKEN_POLICIES:
+            ranked.append((_TOKEN_POLICIES.index(name), policy))
+    return [policy for _, policy in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _gone_codes() -> frozenset[int]:

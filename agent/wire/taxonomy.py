@@ -130,6 +130,7 @@ security.certificate.changed      | security       | 4 | 4 | 1.8          | DE.C
 security.certificate.untrusted    | security       | 3 | 3 | 1.8          | PR.AA-03          |    | T0830 | 2004 | a certificate is not trusted
 security.certificate.expiring     | security       | 3 | 3 | 1.8          | PR.AA-03          |    |       | 2004 | a certificate will expire soon
 security.certificate.invalid      | security       | 4 | 4 | 1.8          | PR.AA-03          |    | T0830 | 2004 | a certificate is expired, revoked or malformed
+security.channel.closed           | security       | 1 | 1 | 1.8 2.8      | PR.AA-03          |    |       | 4001 | a secure channel was closed
 security.channel.opened           | security       | 1 | 3 | 1.8 2.8      | PR.AA-03          |    |       | 4001 | a secure channel was opened
 security.log.cleared              | security       | 5 | 5 | 2.9 3.9      | PR.PS-04 DE.CM-09 |    | T0872 | 1008 | a log was cleared
 security.logging.stopped          | security       | 5 | 5 | 2.10 3.9     | PR.PS-04 DE.CM-09 |    | T0872 | 6002 | logging or auditing was stopped

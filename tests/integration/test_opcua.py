@@ -175,6 +175,7 @@ async def test_a_server_that_restarts_is_taken_up_again_with_a_gap() -> None:
 async def test_a_missing_node_is_named_and_silences_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """telegraf#19186: one vanished node meant no connection at all, for ever."""
     monkeypatch.setattr("agent.sources.opcua.RETRY_MISSING_S", 0.3)
+    monkeypatch.setattr("agent.sources.opcua.LOOK_S", 0.3)
     nodes = (node("Oil.Temp"), node("Not.There"), "nsu=http://other/space;s=X")
     async with press_cell() as cell, Reader(config(cell.url, nodes=nodes)) as reader:
         await reader.until(lambda: reader.values("Oil.Temp"))
@@ -187,7 +188,15 @@ async def test_a_missing_node_is_named_and_silences_nobody(monkeypatch: pytest.M
         await cell.remove("Not.There")
         await cell.set("Oil.Temp", 33.0)
         await reader.until(lambda: reader.values("Oil.Temp")[-1] == 33.0)
+        await reader.until(lambda: len(reader.of_type("configuration.changed")) == 2)
+        assert "the node is gone" in reader.report.trouble[node("Not.There")]
+        await cell.add("Not.There", 8)
+        await reader.until(lambda: reader.values("Not.There")[-1:] == [8])
+        await reader.until(lambda: len(reader.of_type("configuration.changed")) == 3)
+        assert node("Not.There") not in reader.report.trouble
         assert reader.connections == 1
+    changes = [(event.target, event.data["change"]) for event in reader.of_type("configuration.changed")]
+    assert changes == [("Not.There", change) for change in ("added", "deleted", "added")]
 
 
 async def test_an_overflow_bit_is_declared_as_a_gap_beside_the_value() -> None:

@@ -209,6 +209,24 @@ def test_what_was_taken_and_not_stored_is_news_when_it_comes_again() -> None:
     assert [event.data["value"] for event in items.take([second], position, 1)[0]] == [2.0]
 
 
+def test_a_node_that_its_server_deletes_is_reported_once_with_its_return() -> None:
+    """open62541 sends BadNodeIdUnknown as the status of its value; the fault stays until the node is back."""
+    report = Report()
+    items = Items("cell", report, sampling_interval_ms=100, queue_size=10)
+    items.lay_out([ConfigNode(node="i=1", name="a"), ConfigNode(node="i=2", name="b")], [])
+    items.taken_up([], 10)
+    position, (handle, _) = Position(), items._items
+    gone = Change(handle, None, 0x80340000, 1_000_000, None)
+    events, _ = items.take([gone], position, 1)
+    assert [event.type for event in events] == ["equipment.reading", "configuration.changed"]
+    assert (events[1].data["change"], position.missing) == ("deleted", ["i=1"])
+    assert "i=1: the node is gone, the server answers BadNodeIdUnknown" in report.trouble["i=1"]
+    assert "linewarden-agent browse" in report.trouble["i=1"]
+    again, _ = items.take([Change(handle, None, 0x80340000, 2_000_000, None)], position, 1)
+    assert "configuration.changed" not in [event.type for event in again]
+    assert items.returned(1) == []
+
+
 def test_handles_are_the_same_in_another_process_whatever_the_order_of_the_configuration() -> None:
     nodes = [ConfigNode(node=f"ns=2;s=n{number}") for number in range(500)]
     plans = []
