@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_trust,
         _add_probe,
         _add_try,
+        _add_parse,
         _add_enroll,
         _add_rotate_key,
     ):
@@ -327,6 +328,27 @@ def _add_try(commands: Any) -> None:
     )
     sub.add_argument("--explain", action="store_true", help="also what each handler saw, and what came near")
     _json_option(sub)
+
+
+def _add_parse(commands: Any) -> None:
+    def parse(options: argparse.Namespace) -> int:
+        from agent.cli_parse import parse
+
+        return parse(options)
+
+    text = "read a log file with one parser and print its events, one JSON object a line, with the personal fields"
+    sub = _command(commands, "parse", parse, text, config=False)
+    sub.add_argument("file", metavar="FILE", help="a log, plain or gzip; - reads standard input")
+    sub.add_argument(
+        "--parser", metavar="KIND", required=True, help="audit, auth, csv, json, logfmt, regex, syslog, winston"
+    )
+    sub.add_argument(
+        "--options", metavar="JSON", default="{}", help="options of the parser, as under options in a log source"
+    )
+    sub.add_argument(
+        "--time-zone", metavar="NAME", default="", help="zone of times that name none (default: this computer's)"
+    )
+    sub.add_argument("--keep-raw", action="store_true", help="also the original line of lines that are understood")
 
 
 def _folder_option(sub: argparse.ArgumentParser) -> None:

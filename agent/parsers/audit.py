@@ -10,11 +10,14 @@ lines.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from posixpath import join, normpath
 from typing import Any, ClassVar
 
-from agent.parsers.base import Context, Memory, ip_of, put_pid, unknown
+from agent.parsers.attempts import repeats
+from agent.parsers.audit_fields import fields_of
+from agent.parsers.audit_records import KINDS, judge, kind_name, put_fields
+from agent.parsers.base import Context, Found, Memory, unknown
 from agent.wire.event import Event
-from agent.wire.taxonomy import default_severity
 
 HELD_LINES_MAX = 500
 """After so many lines an event counts as whole."""
@@ -23,90 +26,15 @@ RECORDS_KEPT_MAX = 32
 """Records of one event of which the fields are read; of what comes after only the number is kept."""
 
 _RECORD = re.compile(r"(?:node=(\S+) )?type=(\S+) msg=audit\((\d{1,12})\.(\d{3}):(\d{1,20})\): ?(.*)", re.DOTALL)
-_FIELD = re.compile(r"([a-zA-Z_][\w-]*)=(\"[^\"]*\"|'[^']*'|[^\s'\"]*)")
-_HEX_FIELDS = frozenset(
-    {"proctitle", "comm", "exe", "cmd", "acct", "name", "cwd", "key", "data", "path", "ocomm", "vm", "grp"}
-)
-_HEX = re.compile(r"(?:[0-9A-F]{2})+")
-_NOBODY = frozenset({"4294967295", "-1", "unset"})
-
-# record type → event type, message, what the outcome is where the record has none
-_TYPES: dict[str, tuple[str, str]] = {
-    "USER_AUTH": ("authentication.success", "sign-in checked"),
-    "USER_LOGIN": ("authentication.session.opened", "sign-in"),
-    "USER_START": ("authentication.session.opened", "session opened"),
-    "USER_END": ("authentication.session.closed", "session closed"),
-    "USER_LOGOUT": ("authentication.logout", "signed out"),
-    "LOGIN": ("authentication", "session given to a user"),
-    "USER_ACCT": ("authentication", "account checked"),
-    "CRED_ACQ": ("authentication", "credentials acquired"),
-    "CRED_DISP": ("authentication", "credentials given up"),
-    "CRED_REFR": ("authentication", "credentials refreshed"),
-    "USER_ERR": ("authentication", "error at sign-in"),
-    "USER_CMD": ("access.privilege.used", "command run with another user's rights"),
-    "USER_ROLE_CHANGE": ("access", "role changed"),
-    "ADD_USER": ("account.created", "account created"),
-    "DEL_USER": ("account.deleted", "account deleted"),
-    "USER_MGMT": ("account.changed", "account changed"),
-    "ACCT_LOCK": ("account.changed", "account locked"),
-    "ACCT_UNLOCK": ("account.changed", "account unlocked"),
-    "USER_CHAUTHTOK": ("account.password.changed", "password or account data changed"),
-    "ADD_GROUP": ("account.group.changed", "group created"),
-    "DEL_GROUP": ("account.group.changed", "group deleted"),
-    "GRP_MGMT": ("account.group.changed", "group changed"),
-    "GRP_CHAUTHTOK": ("account.group.changed", "group password changed"),
-    "SERVICE_START": ("system.service.started", "service started"),
-    "SERVICE_STOP": ("system.service.stopped", "service stopped"),
-    "SYSTEM_BOOT": ("system.booted", "the computer starts"),
-    "SYSTEM_SHUTDOWN": ("system.shutdown", "the computer stops"),
-    "SYSTEM_RUNLEVEL": ("system", "run level changed"),
-    "DAEMON_START": ("system.service.started", "the audit daemon started"),
-    "DAEMON_END": ("security.logging.stopped", "the audit daemon stopped"),
-    "DAEMON_ABORT": ("security.logging.stopped", "the audit daemon gave up"),
-    "DAEMON_ROTATE": ("system", "the audit log was rotated"),
-    "CONFIG_CHANGE": ("configuration.changed", "audit rules changed"),
-    "NETFILTER_CFG": ("configuration.changed", "firewall changed"),
-    "MAC_STATUS": ("configuration.changed", "mandatory access control switched"),
-    "MAC_POLICY_LOAD": ("configuration.changed", "mandatory access rules loaded"),
-    "KERN_MODULE": ("configuration.changed", "kernel module loaded"),
-    "TIME_INJOFFSET": ("system.clock.stepped", "the clock was set"),
-    "AVC": ("security.policy.violated", "a mandatory access rule refused something"),
-    "USER_AVC": ("security.policy.violated", "a mandatory access rule refused something"),
-    "APPARMOR_DENIED": ("security.policy.violated", "AppArmor refused something"),
-    "SECCOMP": ("security.policy.violated", "a system call was refused"),
-    "ANOM_ABEND": ("application.error", "program crashed"),
-    "ANOM_PROMISCUOUS": ("network.scan", "a network card listens to everything"),
-    "ANOM_LOGIN_FAILURES": ("authentication.lockout", "too many refused sign-ins"),
-    "RESP_ACCT_LOCK": ("authentication.lockout", "account locked after refused sign-ins"),
-    "RESP_ACCT_LOCK_TIMED": ("authentication.lockout", "account locked after refused sign-ins"),
-    "EXECVE": ("system.process.started", "program run"),
-    "SYSCALL": ("access", "watched system call"),
-    "CRYPTO_KEY_USER": ("security.channel.opened", "key agreed"),
-    "CRYPTO_SESSION": ("security.channel.opened", "cipher agreed"),
-    "USYS_CONFIG": ("configuration.changed", "system configuration changed"),
-    "TTY": ("access", "terminal input recorded"),
-    "USER_TTY": ("access", "terminal input recorded"),
-}
-_OUTCOMES = {
-    "success": "success",
-    "yes": "success",
-    "1": "success",
-    "failed": "failure",
-    "no": "failure",
-    "0": "failure",
-}
-_FAILED = {
-    "authentication.success": ("authentication.failure", "sign-in refused"),
-    "authentication.session.opened": ("authentication", "sign-in refused"),
-    "system.service.started": ("system.service.failed", "service could not be started"),
-}
-"""What an event is where its outcome is failure. USER_LOGIN follows the USER_AUTH that is already counted as the refused attempt."""
-_BY_WEIGHT = ("AVC", "APPARMOR_DENIED", "SECCOMP", "ANOM_PROMISCUOUS", "KERN_MODULE", "NETFILTER_CFG", "CONFIG_CHANGE", "LOGIN", "MAC_POLICY_LOAD", "MAC_STATUS", "TIME_INJOFFSET", "EXECVE", "SYSCALL")  # fmt: skip
+_BY_WEIGHT = (
+    "AVC", *(name for name in KINDS if name.startswith(("APPARMOR", "IPE_", "LANDLOCK_ACCESS", "INTEGRITY_"))), "SELINUX_ERR", "SECCOMP", "ANOM_PROMISCUOUS", "ANOM_LINK",
+    "ANOM_CREAT", "KERN_MODULE", "NETFILTER_CFG", "CONFIG_CHANGE", "FEATURE_CHANGE", "LOGIN", *(name for name in KINDS if name.startswith("MAC_") and name != "MAC_CHECK"),
+    "TIME_INJOFFSET", "FANOTIFY", "EXECVE", "TTY", "SYSCALL",
+)  # fmt: skip
 """Which record names the event where there are several."""
-_OF_MANY = frozenset({*_BY_WEIGHT, "PATH", "CWD", "PROCTITLE", "SOCKADDR", "EOE", "OBJ_PID", "BPRM_FCAPS", "IPC", "MMAP", "FD_PAIR", "INTEGRITY_RULE", "BPF", "URINGOP"})  # fmt: skip
+_WEIGHTS = {name: len(_BY_WEIGHT) - n for n, name in enumerate(_BY_WEIGHT)}
+_OF_MANY = frozenset({*_BY_WEIGHT, "PATH", "CWD", "PROCTITLE", "SOCKADDR", "SOCKETCALL", "EOE", "OBJ_PID", "BPRM_FCAPS", "CAPSET", "IPC", "IPC_SET_PERM", "MMAP", "FD_PAIR", "MQ_OPEN", "MQ_SENDRECV", "MQ_NOTIFY", "MQ_GETSETATTR", "BPF", "URINGOP", "OPENAT2", "KERN_MODULE", "AVC_PATH", "DM_CTRL", "DM_EVENT", "TIME_ADJNTPVAL", "NETFILTER_PKT"}) - {"LANDLOCK_DOMAIN"}  # fmt: skip
 _LAST = frozenset({"EOE", "PROCTITLE"})
-_ALONE_THOUGH_KERNEL = frozenset({"ANOM_ABEND"})
-_DATA = ("tty", "terminal", "ses", "key", "unit", "op", "success", "exit", "syscall", "comm", "exe", "hostname", "uid", "euid", "auid", "res", "reason", "audit_enabled", "operation", "profile")  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -141,7 +69,7 @@ class AuditParser:
         *,
         observed_us: int,
         reference_us: int,  # noqa: ARG002  # the records have full times
-        memory: Memory,  # noqa: ARG002  # what is not whole is fed again
+        memory: Memory,
         final: bool = False,
     ) -> tuple[list[Event], int]:
         order, unread = self._join(lines)
@@ -149,7 +77,7 @@ class AuditParser:
         events: list[tuple[int, Event]] = [
             (n, unknown(line, observed_us, observed_us, self._source)) for n, line in unread if n < end
         ]
-        events += [(joined.first, self._event(joined, observed_us)) for joined in order if joined.last < end]
+        events += [(joined.first, self._event(joined, observed_us, memory)) for joined in order if joined.last < end]
         events.sort(key=lambda pair: pair[0])
         return [event for _, event in events], end
 
@@ -204,102 +132,126 @@ class AuditParser:
         # Two long events laced into each other could hold each other back for ever.
         return end if end or n < HELD_LINES_MAX else n
 
-    def _event(self, joined: _Joined, observed_us: int) -> Event:
-        kind = next((k for k in _BY_WEIGHT if k in joined.kinds), joined.kinds[0])
-        known = _TYPES.get(kind)
-        data: dict[str, Any] = {"record": kind, "record_types": list(dict.fromkeys(joined.kinds[:RECORDS_KEPT_MAX]))}
+    def _event(self, joined: _Joined, observed_us: int, memory: Memory) -> Event:
+        kinds = [kind_name(kind) for kind in joined.kinds]
+        name = kinds[0] if len(kinds) == 1 else max(kinds, key=lambda each: _WEIGHTS.get(each, 0))
+        kind = KINDS.get(name)
+        data: dict[str, Any] = {"record": name, "record_types": list(dict.fromkeys(kinds[:RECORDS_KEPT_MAX]))}
         if joined.host:
             data["host"] = joined.host
-        if len(joined.kinds) > 1:
-            data["records"] = len(joined.kinds)
+        if len(kinds) > 1:
+            data["records"] = len(kinds)
         raw = "\n".join(joined.lines)
-        if known is None:
+        if kind is None:
             return unknown(raw, joined.time_us, observed_us, self._source, data)
-        fields: dict[str, str] = {}
-        paths: list[str] = []
-        words: list[str] = []
-        for record, body in zip(joined.kinds, joined.bodies, strict=False):
-            read = _fields(body)
-            if record == "PATH" and read.get("name"):
-                paths.append(read["name"])
-            elif record == "EXECVE":
-                words = [read[f"a{i}"] for i in range(min(100, len(read))) if f"a{i}" in read]
-            for name, value in read.items():
-                fields.setdefault(name, value)
-        return self._build(joined, known, fields, (paths, words), data, observed_us, raw)
-
-    def _build(
-        self,
-        joined: _Joined,
-        known: tuple[str, str],
-        fields: dict[str, str],
-        lists: tuple[list[str], list[str]],
-        data: dict[str, Any],
-        observed_us: int,
-        raw: str,
-    ) -> Event:
-        type_, message = known
-        paths, words = lists
-        outcome = (
-            "failure"
-            if type_ == "security.policy.violated"
-            else _OUTCOMES.get(fields.get("res", fields.get("success", "")))
-        )
-        if outcome == "failure":
-            type_, message = _FAILED.get(type_, known)
-        if fields.get("audit_enabled") == "0":
-            type_, message = "security.logging.stopped", "auditing was switched off"
-        for name in _DATA:
-            value = fields.get(name)
-            if value and value not in {"?", "(null)", "(none)", *_NOBODY}:
-                data[name] = value
-        put_pid(data, fields.get("pid", ""))
-        if paths:
-            data["paths"] = paths[:20]
-        command = " ".join(words) or fields.get("cmd") or (fields.get("proctitle", "").replace("\0", " ") or None)
+        body, paths, words = joined.bodies[0], None, None
+        if len(kinds) > 1 or name == "EXECVE":
+            fields, body, paths, words = _together(name, kinds, joined.bodies)
+        else:
+            fields = fields_of(body)
+        if paths is not None and paths.names:
+            data["paths"] = paths.names[:20]
+        put_fields(fields, data)
+        found = judge(name, kind, fields, body, data)
+        command = " ".join(words or ()) or fields.get("cmd") or fields.get("proctitle", "").replace("\0", " ")
         if command:
             data["command"] = command
         if words:
             data["args"] = words[:ARGUMENTS_MAX]
-        if "auid" in data:
-            data["actor_uid"] = data.pop("auid")
-        actor = fields.get("acct") or fields.get("AUID") or fields.get("id") or None
-        src = fields.get("addr", "?")
+        return self._finished(joined, found, paths, data, observed_us, raw, memory)
+
+    def _finished(
+        self,
+        joined: _Joined,
+        found: Found,
+        paths: "_Paths | None",
+        data: dict[str, Any],
+        observed_us: int,
+        raw: str,
+        memory: Memory,
+    ) -> Event:
+        if found.voice is not None:
+            key = f"{joined.host or ''}/audit/{data.get('pid', '')}/{found.type}"
+            if repeats(memory, key, found.voice, joined.time_us):
+                found = found._replace(type="authentication", severity=1, outcome=None)
+        target = found.target
+        if target is None and paths is not None and found.type in ("access", "access.denied"):
+            target = paths.target()
         return Event(
             joined.time_us,
             observed_us,
-            type_,
+            found.type,
             self._source,
-            default_severity(type_, outcome),
-            ip_of(src),
-            fields.get("unit") or (paths[0] if paths and type_ == "access" else None) or joined.host,
-            outcome,
-            message,
+            found.severity,
+            found.src_ip,
+            target or joined.host,
+            found.outcome,
+            found.message,
             f"audit/{joined.host or ''}/{data['ses']}" if "ses" in data else None,
-            None if actor in {"?", "(unknown)", *_NOBODY} else actor,
+            found.actor,
             self._raw(raw),
             data,
         )
 
 
-def _fields(body: str) -> dict[str, str]:
-    """The fields of a record; those of a user message stand inside msg='…'. The enriched part after GS overrides nothing."""
+def _together(name: str, kinds: list[str], bodies: list[str]) -> tuple[dict[str, str], str, "_Paths", list[str]]:
+    """Return the fields of all records, the first of a name counts; the text of the one that names the event; files; words of a command."""
     fields: dict[str, str] = {}
-    for name, value in _FIELD.findall(body.replace("\x1d", " ")):
-        if name == "msg" and value.startswith("'"):
-            for inner, text in _FIELD.findall(value[1:-1]):
-                fields.setdefault(inner, _decoded(inner, text))
-        else:
-            fields.setdefault(name, _decoded(name, value))
-    return fields
+    paths = _Paths()
+    words: list[str] = []
+    body = bodies[0]
+    for record, text in zip(kinds, bodies, strict=False):
+        read = fields_of(text)
+        if record == name:
+            body = text
+        if record == "PATH":
+            paths.add(read)
+        elif record == "CWD":
+            paths.folder = read.get("cwd", "")
+        elif record == "EXECVE":
+            words = [read[f"a{i}"] for i in range(min(100, len(read))) if f"a{i}" in read]
+        fields = {**read, **fields}
+    return fields, body, paths, words
 
 
-def _decoded(name: str, value: str) -> str:
-    """A value without its quotes; one with blanks or control characters was written in hex."""
-    if value[:1] in {'"', "'"}:
-        return value[1:-1]
-    if (name in _HEX_FIELDS or (name[:1] == "a" and name[1:].isdecimal())) and len(value) > 1 and _HEX.fullmatch(value):
-        if name[0] == "a" and len(value) < 8:  # noqa: PLR2004  # a bare number of a SYSCALL, not a word of an EXECVE
-            return value
-        return bytes.fromhex(value).decode("utf-8", "backslashreplace").replace("\0", " ").strip()
-    return value
+class _Paths:
+    """The files that a system call named, with the folders they lie in.
+
+    The kernel writes the folder first (nametype=PARENT), then the file; a rename has two folders, and the file as it was and as it is.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.folder = ""
+        self._kinds: list[str] = []
+
+    def add(self, read: dict[str, str]) -> None:
+        """Add a PATH record."""
+        name = read.get("name", "")
+        if name and name != "(null)":
+            self.names.append(name)
+            self._kinds.append(read.get("nametype", ""))
+
+    def target(self) -> str | None:
+        """Return the file that the call was about: what it made, else what it took away, else what it opened or ran."""
+        for wanted, last in (("CREATE", True), ("DELETE", True), ("NORMAL", False), ("UNKNOWN", False)):
+            at = [n for n, kind in enumerate(self._kinds) if kind == wanted]
+            if at:
+                return self._whole(at[-1] if last else at[0], last=last)
+        if not self.names:
+            return None
+        # Old kernels do not say which is the folder.
+        if len(self.names) > 1 and "" in self._kinds and self.names[1].startswith(self.names[0]):
+            return self._whole(1, last=False)
+        return self._whole(0, last=False)
+
+    def _whole(self, at: int, *, last: bool) -> str:
+        """The absolute name."""
+        name = self.names[at]
+        if name.startswith("/"):
+            return name
+        parents = [self.names[n] for n, kind in enumerate(self._kinds) if kind == "PARENT" and n != at]
+        parent = (parents[-1] if last else parents[0]) if parents else ""
+        if parent.startswith("/"):
+            return normpath(join(parent, name.rpartition("/")[2]))
+        return normpath(join(self.folder, name)) if self.folder.startswith("/") else name

@@ -8,7 +8,7 @@ that nobody is named in it, so the line travels as personal data, and `message` 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -159,11 +159,40 @@ class Clock:
         return None
 
     def iso(self, text: str) -> int | None:
-        """RFC 3339 and its relatives: a space for the T, a comma before the fraction, no zone."""
+        """RFC 3339 and its relatives: a space for the T, a comma before the fraction, no zone, a leap second."""
         try:
             return to_us(datetime.fromisoformat(text), self._zone)
         except ValueError:
+            pass
+        if text[16:19] != ":60":
             return None
+        # A leap second counts as the second before it, as in `classic`.
+        try:
+            return to_us(datetime.fromisoformat(f"{text[:16]}:59{text[19:]}"), self._zone)
+        except ValueError:
+            return None
+
+    def dated(self, year: int, text: str) -> int | None:
+        """Return the time of a classic `Mon DD HH:MM:SS` whose year is known."""
+        month, clock = _MONTHS.get(text[:3]), text[7:15]
+        if month is None or len(clock) != 8 or clock[2] != ":" or clock[5] != ":":  # noqa: PLR2004  # HH:MM:SS
+            return None
+        try:
+            day, hour, minute, second = int(text[4:6]), int(clock[:2]), int(clock[3:5]), int(clock[6:])
+            return to_us(datetime(year, month, day, hour, minute, min(second, 59)), self._zone)  # noqa: DTZ001  # the zone is added by to_us
+        except ValueError:
+            return None
+
+    def shifted(self, time_us: int, offset_s: int) -> int:
+        """Return the time that was written in a zone `offset_s` east of UTC but read in the configured one."""
+        try:
+            local = datetime.fromtimestamp(time_us / 1e6, self._zone)
+            if self._zone is None:
+                local = local.astimezone()
+            read_s = round((local.utcoffset() or timedelta()).total_seconds())
+        except (ValueError, OverflowError, OSError):
+            return time_us
+        return time_us + (read_s - offset_s) * 1_000_000
 
     def number(self, value: float) -> int | None:
         """Seconds, milliseconds, microseconds or nanoseconds since the epoch, told apart by size."""
@@ -194,9 +223,10 @@ class Clock:
             "%Y/%m/%d %H:%M:%S",
             "%a %b %d %H:%M:%S %Y",
             "%d.%m.%Y %H:%M:%S.%f",
+            "%a %b %d %Y %H:%M:%S GMT%z",
         ):
             try:
-                return to_us(datetime.strptime(text, form), self._zone)  # noqa: DTZ007  # the zone is added by to_us
+                return to_us(datetime.strptime(text.partition(" (")[0], form), self._zone)  # noqa: DTZ007  # the zone is added by to_us
             except ValueError:
                 continue
         return None
@@ -219,7 +249,10 @@ def ip_of(text: str) -> str | None:
 
 
 class Found(NamedTuple):
-    """What a message says, beyond what was put into `data`."""
+    """What a message says, beyond what was put into `data`.
+
+    voice: set where several writers report one and the same attempt (two PAM modules, PAM and the program); see attempts.py.
+    """
 
     type: str
     severity: int
@@ -228,6 +261,7 @@ class Found(NamedTuple):
     outcome: str | None = None
     message: str | None = None
     actor: str | None = None
+    voice: str | None = None
 
 
 Reader = Callable[[str, dict[str, Any]], Found | None]
@@ -239,13 +273,25 @@ _INTEGERS = frozenset({"port", "uid", "gid", "count", "exit_code", "limit", "byt
 class Rule:
     """One kind of message: a pattern whose groups name the fields.
 
+    A pattern must not let text that a peer writes (a user name, a key id, a version string) supply another field: what stands before
+    such text is read from the left, what follows it by the fixed words at the end of the line, with `$`.
+
     `actor`, `src` (address or host name) and `target` become the event's own; the other groups go into `data` under their names.
     """
 
-    __slots__ = ("message", "outcome", "pattern", "severity", "type")
+    __slots__ = ("message", "outcome", "pattern", "severity", "type", "voice")
 
-    def __init__(self, pattern: str, type_: str, message: str, outcome: str | None = None, severity: int = 0) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        type_: str,
+        message: str,
+        outcome: str | None = None,
+        severity: int = 0,
+        voice: str | None = None,
+    ) -> None:
         self.pattern = re.compile(pattern)
+        self.voice = voice
         self.type = type_
         self.message = message
         self.outcome = outcome
@@ -270,7 +316,7 @@ class Rule:
                 data[name] = int(value) if value.isdecimal() and len(value) < 18 else value  # noqa: PLR2004  # fits 64 bits
             else:
                 data[name] = value
-        return Found(self.type, self.severity, src_ip, target, self.outcome, self.message, actor)
+        return Found(self.type, self.severity, src_ip, target, self.outcome, self.message, actor, self.voice)
 
 
 def put_pid(data: dict[str, Any], text: str) -> None:

@@ -1,8 +1,9 @@
 """`json`: one JSON object a line. `winston`: the same as Node's winston writes it.
 
 A winston line may keep what it logged beside the text: `splat` holds the values for the `%s` of the message, `meta` (or `metadata`) an
-object of the program's own. The message with its `%s` is a sentence without personal data, so it becomes `message`; the text with the
-values filled in, and the values, are personal. What stands in `meta` is lifted into `data`, where its personal keys are found.
+object of the program's own; `format.logstash()` puts everything but time and message into `@fields`. The message with its `%s` is a
+sentence without personal data, so it becomes `message`; the text with the values filled in, and the values, are personal. What stands in
+those objects is lifted into `data`, where its personal keys are found. A stack may be a text or a list of texts.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from agent.parsers.base import unknown
-from agent.parsers.records import LineParser, RecordOptions
+from agent.parsers.records import LineParser, RecordOptions, set_apart
 from agent.wire.event import Event
 
 STACK_CHARS_MAX = 8_000
@@ -65,16 +66,20 @@ class WinstonParser(JsonParser):
 
     def event(self, record: dict[str, Any], line: str, observed_us: int) -> Event:
         """The event of a record that was read already. `record` may be changed."""
-        for name in ("meta", "metadata"):
+        for name in ("@fields", "meta", "metadata"):
             inner = record.get(name)
             if isinstance(inner, dict):
-                del record[name]
-                record = {**inner, **record}
+                # What the program logged never takes the place of what winston wrote.
+                record = {**inner, **{key: value for key, value in record.items() if key != name}}
         splat = record.pop("splat", None)
         stack = record.pop("stack", None)
         event = super().event(record, line, observed_us)
+        if isinstance(stack, list):
+            stack = "\n".join(each if isinstance(each, str) else _encoder.encode(each).decode() for each in stack)
         if isinstance(stack, str):
             event.data["stack"] = stack[:STACK_CHARS_MAX]
+        elif stack is not None:
+            event.data = set_apart({**event.data, "stack": stack})
         if isinstance(splat, list):
             self._filled(event, record, splat)
         return event

@@ -1,4 +1,8 @@
-"""`logfmt`: `time=2026-03-01T10:00:00Z level=info msg="some text" user=anna` on a line."""
+"""`logfmt`: `time=2026-03-01T10:00:00Z level=info msg="some text" user=anna` on a line.
+
+A writer quotes what holds a blank or `=`. Where a key occurs twice, some text was not quoted and may hold pairs of a peer's choice: which
+is the true one is not known, so the key keeps all its values in `data` and fills no field of the event.
+"""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +12,8 @@ from agent.parsers.base import unknown
 from agent.parsers.records import LineParser, RecordOptions
 from agent.wire.event import Event
 
+VALUES_MAX = 20
+"""Values of a key that occurs more than once; more are left out."""
 _PAIR = re.compile(r"([^\s=\"]+)(?:=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]*)))?(?:\s+|$)")
 _ESCAPE = re.compile(r"\\(.)")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(\.\d{1,15})?")
@@ -35,6 +41,7 @@ class LogfmtParser(LineParser):
     def one(self, line: str, observed_us: int) -> Event:
         """See LineParser."""
         record: dict[str, Any] = {}
+        doubled: set[str] = set()
         text = line.strip()
         at = 0
         while at < len(text):
@@ -42,12 +49,18 @@ class LogfmtParser(LineParser):
             if pair is None:
                 break
             at = pair.end()
+            key = pair[1]
+            value: Any = True
             if pair[2] is not None:
-                record[pair[1]] = _ESCAPE.sub(lambda escape: _ESCAPES.get(escape[1], escape[1]), pair[2])
+                value = _ESCAPE.sub(lambda escape: _ESCAPES.get(escape[1], escape[1]), pair[2])
             elif pair[3] is not None:
-                record[pair[1]] = number_or_text(pair[3])
-            else:
-                record[pair[1]] = True
+                value = number_or_text(pair[3])
+            if key in record and value is not True:
+                several = record[key] if key in doubled else [record[key]]
+                doubled.add(key)
+                value = [*several, value][:VALUES_MAX]
+            if key not in record or value is not True:
+                record[key] = value
         # Prose is words without a value.
         pairs = sum(value is not True for value in record.values())
         if at < len(text) or not pairs or pairs * 2 < len(record):

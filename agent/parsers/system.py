@@ -1,10 +1,11 @@
-"""Messages about the computer: cron, the kernel, systemd, clocks, links, the log daemons themselves."""
+"""Messages about the computer: cron, systemd, clocks, links, the log daemons themselves. The kernel is in kernel.py."""
 
 # ruff: noqa: E501  # tables: a pattern stands on one line
 
 import re
 from typing import Any
 
+from agent.parsers.audit_records import read_printed
 from agent.parsers.base import Found, Reader, Rule, by_first_word, first_of
 from agent.parsers.logins import OTHER
 
@@ -15,51 +16,17 @@ _CRON = first_of(
     Rule(r"\((?P<actor>[^)]*)\) (?P<action>RELOAD)\b", "configuration.changed", "scheduled jobs read again", "success"),
     Rule(r"\((?P<actor>[^)]*)\) (?P<action>BEGIN EDIT|END EDIT|LIST)\b", "configuration", "scheduled jobs looked at"),
     Rule(r"\((?P<actor>[^)]*)\) (?:AUTH|FAILED) \((?P<reason>[^)]*)\)", "access.denied", "user may not schedule jobs", "failure"),
+    Rule(r"\((?P<actor>[^)]*)\) (?P<reason>WRONG FILE OWNER|INSECURE MODE|WRONG INODE INFO|NOT A REGULAR FILE|ORPHAN|BAD FILE MODE|ERROR) \(", "access.denied", "table of jobs refused", "failure"),
+    Rule(r"\((?:CRON|cron)\) (?:STARTUP|INFO|DEATH) \(", "system", "about the scheduler"),
+    Rule(r"\((?P<actor>[^)]*)\) (?:MAIL|grandchild|CMDOUT) ", "system.job.ran", "about a scheduled job"),
+    Rule(r"USER (?P<actor>\S+) pid +(?P<job_pid>\d+) cmd (?P<command>.*)$", "system.job.ran", "scheduled job started", "success"),
+    Rule(r"Starting job (?P<job>\d+) \(\S+\) for user '(?P<actor>[^']*)'", "system.job.ran", "scheduled job started", "success"),
     Rule(r"Job `(?P<job>[^']*)' (?P<action>started|terminated)", "system.job.ran", "scheduled job", "success"),
 )  # fmt: skip
 
 
 def _cron(text: str, data: dict[str, Any]) -> Found | None:
     return _CRON(text, data) or OTHER(text, data)
-
-
-_SINCE_BOOT = re.compile(r"\[ *\d+\.\d+\] ")
-_LINK_NAME = r"(?:\S+ [\da-f:.]+ )?(?:\S+: )*?(?P<target>[a-z][\w.@-]*):"
-_KERNEL = first_of(
-    Rule(r"usb (?P<target>[\d.-]+): New USB device found, idVendor=(?P<vendor_id>[\da-f]{4}), idProduct=(?P<product_id>[\da-f]{4})", "security.usb.attached", "USB device attached"),
-    Rule(r"usb (?P<target>[\d.-]+): USB disconnect, device number (?P<device_no>\d+)", "system.kernel", "USB device taken off", severity=2),
-    Rule(r"usb-storage (?P<target>[\d.:-]+): USB Mass Storage device detected", "system.kernel", "USB device is a storage medium", severity=3),
-    Rule(r"usb (?P<target>[\d.-]+): (?P<field>Product|Manufacturer|SerialNumber): (?P<value>.*)$", "system.kernel", "USB device names itself"),
-    Rule(r"sd [\d:]+: \[(?P<target>\w+)\] Attached SCSI removable disk", "system.kernel", "removable disk ready", severity=2),
-    Rule(rf"{_LINK_NAME} (?:\S+ )?(?:NIC )?[Ll]ink is [Dd]own", "network.link.down", "link went down", "failure"),
-    Rule(rf"{_LINK_NAME} (?:\S+ )?(?:NIC )?[Ll]ink is [Uu]p(?:,? ?-? ?(?P<speed>\d+ ?[GM]bps))?", "network.link.up", "link came up"),
-    Rule(r"IPv6: ADDRCONF\(NETDEV_(?:CHANGE|UP)\): (?P<target>[^:]+): link becomes ready", "network.link.up", "link came up"),
-    Rule(r"(?:Memory cgroup out of memory|Out of memory)(?: \(\w+\))?: Kill(?:ed)? process (?P<killed_pid>\d+) \((?P<target>[^)]*)\)", "system.memory.exhausted", "process killed for want of memory", "failure"),
-    Rule(r"oom-kill:constraint=(?P<constraint>\w+).*?task=(?P<target>[^,]*),pid=(?P<killed_pid>\d+),uid=(?P<uid>\d+)", "system.memory.exhausted", "process chosen to be killed for want of memory", "failure"),
-    Rule(r"(?P<target>\S+) invoked oom-killer", "system.kernel", "process asked for memory that is not there", severity=3),
-    Rule(r"(?P<target>[^\[\s]+)\[(?P<killed_pid>\d+)\]: segfault at", "application.error", "program crashed", "failure"),
-    Rule(r"(?:traps: )?(?P<target>[^\[\s]+)\[(?P<killed_pid>\d+)\] (?:general protection|trap)", "application.error", "program crashed", "failure"),
-    Rule(r"\[UFW (?P<action>BLOCK|ALLOW|AUDIT|LIMIT BLOCK)\] IN=(?P<interface>\S*) .*?SRC=(?P<src>\S+) DST=(?P<target>\S+) .*?PROTO=(?P<protocol>\S+)(?: SPT=\d+ DPT=(?P<port>\d+))?", "network.connection", "packet seen by the firewall", "failure"),
-    Rule(r"audit: .*?apparmor=\"DENIED\" operation=\"(?P<operation>[^\"]*)\"(?:.*? profile=\"(?P<target>[^\"]*)\")?", "security.policy.violated", "AppArmor refused an operation", "failure"),
-    Rule(r"audit: .*?avc: +denied +\{ (?P<operation>[^}]*?) \}", "security.policy.violated", "SELinux refused an operation", "failure"),
-    Rule(r"audit: .*?audit_enabled=0", "security.logging.stopped", "auditing was switched off"),
-    Rule(r"EXT4-fs error \(device (?P<target>[^)]+)\)", "system.kernel", "file system error", "failure", 4),
-    Rule(r"(?:blk_update_request: )?(?:critical )?(?:I/O|medium|target) error,? dev (?P<target>\w+),? sector (?P<sector>\d+)", "system.kernel", "disk error", "failure", 4),
-    Rule(r"EXT4-fs \((?P<target>[^)]+)\): (?:re-)?mounted", "system.kernel", "file system mounted"),
-    Rule(r"(?P<target>\w+): Core temperature above threshold", "system.kernel", "processor too hot, slowed down", severity=3),
-    Rule(r"Linux version (?P<version>\S+)", "system.booted", "the computer starts", "success"),
-    Rule(r"Kernel panic - not syncing: (?P<reason>.*)$", "system.kernel", "the kernel gave up", "failure", 5),
-    Rule(r"INFO: task (?P<target>[^:]+):(?P<blocked_pid>\d+) blocked for more than (?P<limit>\d+) seconds", "system.kernel", "a task hangs", "failure", 3),
-    Rule(r"reboot: (?P<action>.*)$", "system.shutdown", "the computer stops"),
-)  # fmt: skip
-
-
-def _kernel(text: str, data: dict[str, Any]) -> Found | None:
-    since = _SINCE_BOOT.match(text)
-    found = _KERNEL(text[since.end() :] if since else text, data)
-    if found is not None and data.get("action") == "ALLOW":
-        return found._replace(outcome="success", severity=1)
-    return found
 
 
 _UNIT = r"(?P<target>[\w@.\\:-]+\.(?:service|socket|timer|mount|target|scope|slice|path|device|swap))"
@@ -70,6 +37,7 @@ _SYSTEMD = by_first_word(
             Rule(r"Started (?:session-\S+ - )?Session (?P<session>\S+) of [Uu]ser (?P<actor>.+?)\.$", "authentication.session.opened", "session opened", "success"),
             Rule(rf"Started {_NAMED}", "system.service.started", "service started", "success"),
         ),
+        "Unit": (Rule(r"Unit (?P<target>\S+) entered failed state", "system.service.failed", "service failed", "failure"),),
         "Starting": (Rule(rf"Starting {_NAMED}", "system.service.started", "service is being started"),),
         "Finished": (Rule(rf"Finished {_NAMED}", "system.service.stopped", "service did its work", "success", 1),),
         "Stopping": (Rule(rf"Stopping {_NAMED}", "system.service.stopped", "service is being stopped"),),
@@ -94,14 +62,33 @@ _SYSTEMD = by_first_word(
         Rule(rf"{_UNIT}: Main process exited, code=(?P<code>\w+), status=(?P<status>\S+)", "system.service.stopped", "main process of a service ended", "failure"),
         Rule(rf"{_UNIT}: (?:Failed with result|Unit entered failed state)(?: '(?P<reason>[^']*)')?", "system.service.failed", "service failed", "failure"),
         Rule(rf"{_UNIT}: (?:Succeeded|Deactivated successfully|Consumed)", "system.service.stopped", "service ended as it should", "success", 1),
+        Rule(rf"{_UNIT}: (?:Failed at step (?P<step>\w+) spawning|Failed to (?:execute|run|load|set up|fork)|Control process exited, code=(?P<code>\w+)|Start operation timed out|State '[^']*' timed out|Job \S+ failed with result '(?P<reason>[^']*)')", "system.service.failed", "service failed", "failure"),
         Rule(rf"{_UNIT}: Scheduled restart job, restart counter is at (?P<count>\d+)", "system.service.failed", "service is started again", severity=2),
         Rule(rf"{_UNIT}: Start request repeated too quickly", "system.service.failed", "service is not started again", "failure"),
         Rule(rf"{_UNIT}: Watchdog timeout", "system.service.failed", "service did not answer its watchdog", "failure"),
         Rule(rf"{_UNIT}: A process of this unit has been killed by the OOM killer", "system.memory.exhausted", "process killed for want of memory", "failure"),
+        Rule(r"Time (?:has been changed|jumped backwards)", "system.clock.stepped", "the clock was set"),
         Rule(r"(?:systemd \S+ running|Detected architecture)", "system.booted", "systemd starts", "success"),
         Rule(r"(?:Shutting down|System is (?:rebooting|powering down|halting))", "system.shutdown", "the computer stops"),
     ),
 )  # fmt: skip
+_AUDITD = first_of(
+    Rule(r"(?:The audit daemon is exiting|Audit daemon is (?:exiting|suspending logging))", "security.logging.stopped", "the audit daemon stopped"),
+    Rule(r"Audit daemon (?:has no space left|is low on disk space|has reached its limit)", "system.disk.pressure", "no room for audit records", "failure"),
+    Rule(r"(?:Started dispatcher|Init complete, auditd)", "system.service.started", "the audit daemon started", "success"),
+    Rule(r"Audit daemon rotating log files", "system", "the audit log was rotated"),
+)  # fmt: skip
+_RECORD = re.compile(r"(?:node=\S+ )?type=(\S+) msg=audit\(\d+\.\d+:\d+\): ?")
+
+
+def _audit(text: str, data: dict[str, Any]) -> Found | None:
+    """A record that the audit daemon passes on to syslog, or its own message."""
+    record = _RECORD.match(text)
+    if record is not None:
+        return read_printed(record[1], text[record.end() :], data)
+    return _AUDITD(text, data) or _LOGGING(text, data)
+
+
 _CLOCK = first_of(
     Rule(r"System clock (?:was stepped by|wrong by) (?P<offset_s>-?[\d.]+) seconds", "system.clock.stepped", "the clock was set"),
     Rule(r"time reset (?P<offset_s>[+-]?[\d.]+) s", "system.clock.stepped", "the clock was set"),
@@ -113,10 +100,14 @@ _LOGGING = first_of(
     Rule(r"(?:\[origin .*?\] )?(?:rsyslogd was HUPed|rsyslogd's (?:groupid|userid))", "system", "the log daemon took up new files"),
     Rule(r"(?:\[origin .*?\] )?exiting on signal (?P<signal>\d+)", "security.logging.stopped", "the log daemon stopped", severity=3),
     Rule(r"(?:\[origin .*?\] )?start$", "system.service.started", "the log daemon started", "success"),
-    Rule(r"The audit daemon is exiting", "security.logging.stopped", "the audit daemon stopped"),
-    Rule(r"Started dispatcher|Init complete, auditd", "system.service.started", "the audit daemon started", "success"),
+    Rule(r"(?:syslogd \S+: )?(?:re)?start(?:ed)?(?:: BusyBox.*)?\.?$", "system.service.started", "the log daemon started", "success"),
+    Rule(r"(?:syslog-ng )?starting up;", "system.service.started", "the log daemon started", "success"),
+    Rule(r"(?:syslog-ng )?shutting down;", "security.logging.stopped", "the log daemon stopped", severity=3),
+    Rule(r"Suppressed (?P<count>\d+) messages from (?P<target>\S+)", "system", "the log daemon left messages out", "failure"),
+    Rule(r"(?:File|Journal file) \S+ (?:is )?(?:corrupted|truncated)", "security", "the journal is damaged", "failure"),
+    Rule(r"(?:Vacuuming done|Deleted archived journal|Time spent on flushing|Runtime Journal|Received (?:client )?request to flush|Forwarding to syslog missed (?P<count>\d+) messages)", "system", "about the journal"),
     Rule(r"Journal (?:started|stopped)|System Journal .* is ", "system", "about the journal"),
-    Rule(r"(?P<reason>action '.*' suspended|imuxsock lost \d+ messages|imjournal: \d+ messages lost)", "system", "the log daemon lost or held back messages", "failure"),
+    Rule(r"(?P<reason>action '.*' suspended|imuxsock(?:\[pid: \d+\])?[: ]+(?:lost \d+ messages|begins to drop messages)|imjournal: (?:\d+ messages lost|begin to drop messages))", "system", "the log daemon lost or held back messages", "failure"),
 )  # fmt: skip
 _NETWORK = first_of(
     Rule(r"<\w+> +\[[\d.]+\] (?:device \((?P<target>[^)]+)\): carrier: )?link (?:dis)connected", "network.link.down", "link went down", "failure"),
@@ -128,12 +119,12 @@ _NETWORK = first_of(
 
 PROGRAMS: dict[str, Reader] = {
     **dict.fromkeys(
-        ("CRON", "cron", "crond", "crontab", "/usr/sbin/cron", "/USR/SBIN/CRON", "anacron", "atd", "fcron"), _cron
+        ("CRON", "CROND", "cron", "crond", "cronie", "crontab", "anacron", "atd", "fcron", "dcron", "run-parts"), _cron
     ),
-    "kernel": _kernel,
     "systemd": _SYSTEMD,
     **dict.fromkeys(("chronyd", "ntpd", "systemd-timesyncd"), _CLOCK),
-    **dict.fromkeys(("rsyslogd", "syslogd", "syslog-ng", "auditd", "systemd-journald"), _LOGGING),
+    **dict.fromkeys(("rsyslogd", "syslogd", "syslog-ng", "systemd-journald"), _LOGGING),
+    **dict.fromkeys(("auditd", "audispd", "audisp-syslog", "audit"), _audit),
     **dict.fromkeys(("NetworkManager", "systemd-networkd"), _NETWORK),
     "shutdown": first_of(
         Rule(r"shutting down for system (?P<action>\w+)", "system.shutdown", "the computer was told to stop")

@@ -17,8 +17,8 @@ TYPE_LENGTH_MAX = 128
 PERSONAL_KEYS = frozenset(
     {
         "actor_uid", "address_home", "args", "command", "cookie", "email", "employee_id", "first_name", "full_name", "last_name", "login",
-        "mail", "password_hint", "person", "personal_id", "phone", "real_name", "session_user", "target_user", "user", "user_agent",
-        "user_id", "user_name", "userid", "username", "working_directory",
+        "mail", "password_hint", "person", "personal_id", "phone", "real_name", "session_user", "target_uid", "target_user", "user",
+        "user_agent", "user_id", "user_name", "userid", "username", "working_directory",
     }
 )  # fmt: skip
 """Keys of `data` that hold personal data, whatever the type of the event."""
@@ -124,6 +124,7 @@ network.link.up                   | network        | 1 | 1 | 6.2          | DE.C
 network.link.down                 | network        | 2 | 2 | 6.2 7.1      | DE.CM-01          |    | T0815 | 4001 | a link went down
 network.connection                | network        | 1 | 2 | 6.2          | DE.CM-01          |    |       | 4001 | a connection was made
 network.scan                      | network        | 3 | 3 | 6.2          | DE.CM-01          |    | T0846 | 4001 | something is looking around
+network.flood                     | network        | 3 | 3 | 7.1          | DE.CM-01          |    | T0814 | 4001 | more connections or packets than a computer can hold
 network.service.listening         | network        | 3 | 3 | 7.7          | DE.CM-01 PR.PS-01 |    | T0886 | 4001 | a new service listens
 security                          | security       | 3 | 4 | 6.2          | DE.AE-02          |    |       | 2004 | about security itself
 security.certificate.changed      | security       | 4 | 4 | 1.8          | DE.CM-01          |    | T0830 | 2004 | a certificate is not the one that was trusted
