@@ -96,7 +96,7 @@ def lines(told: Status, now: int) -> list[str]:
         f"config     {agent.config_file}"
         + (f" (NOT the file as it is now: {agent.reload_error})" if agent.reload_error else ""),
         f"health     {_health(told.health.state)}"
-        + (f", since {ago(told.health.since_us, now)}" if told.health.since_us else ""),
+        + (f", since {ago(told.health_since_us, now)}" if told.health_since_us else ""),
     ]
     for name, check in told.health.checks.items():
         if check.state != "ok":
@@ -144,7 +144,7 @@ def _sync_line(told: Status, now: int) -> str:
 def _sources(told: Status, now: int) -> list[str]:
     rows = [("SOURCE", "TYPE", "STATE", "LAST EVENT", "EVENTS", "GAPS", "TROUBLE")]
     for name, source in told.sources.items():
-        troubles = [f"{part}: {text}" if part else text for part, text in source.trouble.items()]
+        troubles = [text if part in text else f"{part}: {text}" for part, text in source.trouble.items()]
         first = (
             name,
             source.kind,

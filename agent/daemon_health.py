@@ -23,7 +23,6 @@ BUSY_S = 30.0
 """A collector that asks us to wait is at work; one that does so for longer than this takes nothing."""
 DEFECT_S = 60.0
 """A part of the daemon that ran for so long after its last defect runs again."""
-SEE = "linewarden-agent status shows each"
 STATUS = "systemctl status linewarden-collector, at the collector"
 
 KEY_REMEDY = "Put a good key there; at the collector: linewarden-collector key create --role agent"
@@ -35,7 +34,7 @@ REMEDIES = {
 
 def health(facts: Facts) -> Health:
     """Return all checks and the worst of them."""
-    return health_of(checks_of(facts), facts.health_since_us)
+    return health_of(checks_of(facts))
 
 
 def checks_of(facts: Facts) -> list[Check]:
@@ -79,7 +78,7 @@ def ready_of(facts: Facts) -> list[Check]:
 
 
 def _one(name: str, troubles: dict[str, str], remedy: str) -> Check:
-    texts = [f"{part}: {text}" if part else text for part, text in troubles.items() if text]
+    texts = [(f"{part}: {text}" if part else text).rstrip(".") for part, text in troubles.items() if text]
     return Check(name, "degraded", _listed(texts), remedy) if texts else Check(name)
 
 
@@ -97,7 +96,9 @@ def _sources(facts: Facts) -> Check:
         for name, state in facts.pipeline.sources.items()
         if state.state == "failed" and not state.report.trouble
     ]
-    remedy = f"Each is tried again by itself until it works; {SEE}, and linewarden-agent check what is wrong with files and rights"
+    remedy = (
+        "Each is tried again by itself until it works; linewarden-agent check names what is wrong with files and rights"
+    )
     return Check("sources", "degraded", _listed(texts), remedy) if texts else Check("sources")
 
 
@@ -119,7 +120,7 @@ def _collector(facts: Facts) -> Check:
     if not is_away(facts):
         return Check("collector")
     waiting = f"; {facts.buffer.pending_events} events wait in the buffer"
-    return Check("collector", "degraded", f"{sync.last_error}{waiting}", remedy_for(facts))
+    return Check("collector", "degraded", f"{(sync.last_error or '').rstrip('.')}{waiting}", remedy_for(facts))
 
 
 def is_away(facts: Facts) -> bool:

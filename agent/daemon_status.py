@@ -82,6 +82,7 @@ def status_of(facts: Facts, health: Health) -> Status:
             cpu_s=cpu,
         ),
         health=health,
+        health_since_us=facts.health_since_us,
         sources={name: _source(state) for name, state in facts.pipeline.sources.items()},
         buffer=BufferStatus(
             events=buffer.pending_events,

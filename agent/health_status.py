@@ -29,14 +29,12 @@ class Health(Struct, frozen=True):
     state: HealthState = "ok"
     ok: bool = True
     checks: dict[str, Check] = {}
-    since_us: int | None = None
-    """Since when it is in this state; None where nobody counts."""
 
 
-def health_of(checks: Sequence[Check], since_us: int | None = None) -> Health:
+def health_of(checks: Sequence[Check]) -> Health:
     """Return the checks together."""
     worst: HealthState = max((check.state for check in checks), key=STATES.index, default="ok")
-    return Health(worst, worst != "failed", {check.name: check for check in checks}, since_us)
+    return Health(worst, worst != "failed", {check.name: check for check in checks})
 
 
 class AgentStatus(Struct, kw_only=True):
@@ -151,6 +149,7 @@ class Status(Struct, kw_only=True):
 
     agent: AgentStatus
     health: Health = Health()
+    health_since_us: int | None = None
     sources: dict[str, SourceStatus]
     buffer: BufferStatus
     sync: SyncStatus

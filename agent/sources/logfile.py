@@ -214,7 +214,7 @@ class LogSource:
                 self._report.fault(text, part)
         self._troubled = set(troubles)
         if self._files.tails:
-            self._report.connected = True
+            self._report.ok()
 
     def _cursor(self) -> Cursor:
         return {"v": 1, "files": [tail.state for tail in (*self._files.tails.values(), *self._files.retired.values())]}

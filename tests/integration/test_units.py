@@ -100,3 +100,11 @@ def test_no_unit_shuts_out_addresses_that_nobody_named(unit: Path) -> None:
     """An agent with a public address, or a sign-on provider with one, would meet a time-out without a word in any log."""
     assert not {"IPAddressDeny", "IPAddressAllow", "SocketBindDeny"} & settings(unit).keys()
     assert "#IPAddressDeny=any" in unit.read_text()
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_needs_no_program_that_a_small_system_lacks(unit: Path) -> None:
+    """/bin/kill is of the package procps, which a minimal Debian does not have: a reload would fail there."""
+    commands = [command for key, values in settings(unit).items() if key.startswith("Exec") for command in values]
+    assert {Path(command.split()[0]).parent.name for command in commands} == {"bin"}
+    assert all(command.startswith(("/opt/linewarden/bin/", "/bin/sh ")) for command in commands)

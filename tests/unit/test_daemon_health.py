@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from agent.buffer import Buffer, BufferConfig
+from agent.cli_status import lines
 from agent.component import Ack, ConfigError, Cursor, NotConnected, Report, Unavailable, now_us
 from agent.daemon_health import BUSY_S, conditions_of, health, ready_of
 from agent.daemon_status import PROGRESS_S_MAX, Facts, status_of, told_to_collector
@@ -120,7 +121,7 @@ async def test_a_source_that_delivers_nothing_is_degraded_and_says_when_it_is_tr
         check = station.check("sources")
         assert (health(station.facts).state, check.state) == ("degraded", "degraded")
         assert says in check.detail
-        assert "status" in check.remedy
+        assert "linewarden-agent check" in check.remedy
         line, summary = station.lines()
         assert line.startswith("source plc: ")
         assert says in line
@@ -132,6 +133,17 @@ async def test_a_source_that_delivers_nothing_is_degraded_and_says_when_it_is_tr
             station.line.error = None
             await station.until(lambda: not conditions_of(station.facts))
             assert health(station.facts).state == "ok"
+
+
+async def test_the_command_status_shows_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
+    async with running(tmp_path) as station:
+        station.report.fault("/var/log/press.log: no such file", "/var/log/press.log")
+        shown = "\n".join(lines(status_of(station.facts, health(station.facts)), now_us()))
+        assert "health     DEGRADED" in shown
+        assert "DEGRADED sources: plc: /var/log/press.log: no such file\n" in shown
+        assert "linewarden-agent check names what is wrong" in shown
+        station.buffer.stalled = "nothing can be stored"
+        assert "health     FAILED" in "\n".join(lines(status_of(station.facts, health(station.facts)), now_us()))
 
 
 async def test_a_part_of_a_source_that_delivers_nothing_is_degraded_while_the_source_runs(tmp_path: Path) -> None:

@@ -63,7 +63,6 @@ def test_health_is_200_while_ok_or_degraded_and_503_with_reason_and_remedy_when_
             "state": "ok",
             "ok": True,
             "checks": {"buffer": {"name": "buffer", "state": "ok", "detail": "stores", "remedy": ""}},
-            "since_us": None,
         }
         running.checks.append(Check("sources", "degraded", "plc: no answer", "Switch it on"))
         answer = client.get("/healthz")
