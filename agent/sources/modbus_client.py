@@ -27,6 +27,7 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 
 from pymodbus.client import AsyncModbusTcpClient
+from pymodbus.exceptions import ConnectionException, ModbusException
 from pymodbus.framer import FramerRTU, FramerType
 from pymodbus.pdu import ExceptionResponse, ModbusPDU
 from pymodbus.pdu.bit_message import ReadCoilsRequest, ReadDiscreteInputsRequest
@@ -70,6 +71,8 @@ EXCEPTIONS: Final = {
 }
 
 _MBAP = struct.Struct(">HHHB")
+_LENGTH = struct.Struct(">HH")
+"""Protocol and length, from the third byte of a frame on."""
 _READ_BYTES, _IDENTIFY_BYTES = 5, 4
 """Of a request from its function code on."""
 _EXCEPTION_BYTES = 9
@@ -327,6 +330,10 @@ class Gate(asyncio.Protocol):
         try:
             answer = await self._client.execute(False, request)  # noqa: FBT003 (pymodbus's own)
             answered = True
+        except ConnectionException:
+            raise HungUp from None
+        except ModbusException as error:  # the fence lets nothing in that it could find fault with
+            raise BadAnswer(f"pymodbus does not take the answer: {error}") from None
         finally:
             self._asked = None
             if not answered:
@@ -393,8 +400,22 @@ class Gate(asyncio.Protocol):
             function = frame[7]
             if function & ~_ERROR != asked.function or (function & _ERROR and len(frame) != _EXCEPTION_BYTES):
                 raise BadAnswer(f"function {asked.function} asked for, {function} came")
+            self._check_rest()
             return asked.frame[:2] + frame[2:]
         return None
+
+    def _check_rest(self) -> None:
+        """Raise BadAnswer where what follows the answer shows that it may be another one, or be filled up with bytes of another."""
+        inbox = self._inbox
+        if inbox and (self.rtu or self._ignore_id):
+            self.late_answers += 1
+            raise BadAnswer("two answers to one question")
+        at = 0
+        while len(inbox) >= at + 4:
+            protocol, length = _LENGTH.unpack_from(inbox.ljust(at + 6, b"\4"), at + 2)
+            if protocol != 0 or not (LENGTH_MIN <= length <= LENGTH_MAX or len(inbox) < at + 6):
+                raise BadAnswer("what follows the answer is not Modbus TCP, so the answer may not be one")
+            at += 6 + length
 
     def _skip(self, sent: int, came: int) -> None:
         """An answer with another id: late where that id was sent of late, else wrong."""
@@ -431,6 +452,7 @@ class Gate(asyncio.Protocol):
         del inbox[:size]
         if crc16(frame[:-2]) != frame[-2:]:
             raise BadAnswer("the checksum is wrong")
+        self._check_rest()
         return frame
 
     def _end(self, error: Exception) -> None:

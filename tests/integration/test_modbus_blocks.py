@@ -79,7 +79,7 @@ async def test_one_bad_point_in_the_only_block_of_a_unit_is_found_and_the_others
 async def test_many_addresses_that_are_not_there_do_not_make_one_cycle_of_a_thousand_requests() -> None:
     async with Device() as device:
         device.set(1, "holding", 0, 7)
-        points = [point("good", 0), *(point(f"c{at}", at, table="coil") for at in range(500))]
+        points = [point("good", 0), *(point(f"c{at}", at, table="coil") for at in range(250))]
         async with Reader(config(device.url, *points, heartbeat_s=0.01)) as reader:
             await reader.until(lambda: len(reader.values("good")) >= 10)
             await reader.until(lambda: reader.report.counts["exceptions"] > 120)

@@ -224,10 +224,12 @@ async def test_where_ids_are_ignored_a_late_answer_is_not_taken_for_the_next_one
 
 
 async def test_where_ids_are_ignored_an_answer_that_nobody_asked_for_is_not_taken() -> None:
-    async with Peer(lambda frame: [with_id(right(frame), 0) * 2]).running() as peer:
+    async with Peer(lambda frame: [with_id(right(frame), 0)] * 2).running() as peer:
         link = peer.link(ignore_id=True, timeout_s=0.1)
         assert await link.read(1, "holding", 0, 1) == b"\0\7"
-        await asyncio.sleep(0.01)
+        gate = await link.open()
+        while not gate._inbox:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         with pytest.raises(BadAnswer, match="nobody had asked for"):
             await link.read(1, "holding", 1, 1)
         link.close()
@@ -307,6 +309,31 @@ async def test_an_rtu_answer_that_comes_byte_by_byte_is_read(count: int) -> None
     async with Peer(answer).running() as peer:
         link = peer.link("rtu+tcp", timeout_s=2)
         assert await link.read(1, "holding", 0, count) == b"\0\7" * count
+        link.close()
+
+
+async def test_an_answer_that_was_cut_off_is_not_filled_up_with_bytes_of_the_next() -> None:
+    late: list[bytes] = []
+
+    def answer(frame: bytes) -> list[bytes]:
+        late.append(right(frame, 9))
+        return [right(frame)[:15] + late[0]] if len(late) > 1 else []
+
+    async with Peer(answer).running() as peer:
+        link = peer.link(timeout_s=0.05)
+        with pytest.raises(NoAnswer):
+            await link.read(1, "holding", 0, 10)
+        with pytest.raises(BadAnswer, match="the answer may not be one"):
+            await link.read(1, "holding", 0, 10)
+        link.close()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "rtu+tcp"])
+async def test_where_nothing_tells_answers_apart_two_in_one_segment_are_none(scheme: str) -> None:
+    async with Peer(lambda frame: [(right(frame) if scheme == "tcp" else right_rtu(frame)) * 2]).running() as peer:
+        link = peer.link(scheme, ignore_id=scheme == "tcp")
+        with pytest.raises(BadAnswer, match="two answers to one question"):
+            await link.read(1, "holding", 0, 1)
         link.close()
 
 
