@@ -6,9 +6,10 @@ follows it, a file deleted before it was read), a `collection.gap` stands in the
 
 A file is found by stat, every `poll_interval_s`; inotify only makes it faster. A batch is read with one pread from the offset of the last
 complete line, decoded and split once, and parsed in one loop; nothing read is kept in memory between batches. Blank lines say nothing and
-are passed over.
+are passed over. A hole of a sparse file is not read: it is declared and passed over, or waited at where nothing follows it.
 
-Files of one family (`auth.log`, `auth.log.1`) are one stream in order of age; different families take turns, a block each.
+Files of one family (`auth.log`, `auth.log.1`) are one stream in order of age; different families take turns, a block each. A file with
+no more than a block to read goes first, and the files are looked at between any two turns, so that a backlog of one delays no other.
 """
 
 import asyncio
@@ -28,17 +29,10 @@ from agent.component import ConfigError, Cursor, Report, load, now_us
 from agent.parsers import PARSERS
 from agent.parsers.base import Context, Lines, Parser, zone_of
 from agent.parsers.multiline import Multiline
-from agent.sources.logfile_tail import (
-    BLOCK_BYTES,
-    Block,
-    Files,
-    Replaced,
-    Shortened,
-    Tail,
-    Trouble,
-    family_of,
-    is_archive,
-)
+from agent.sources.logfile_archive import Unfinished
+from agent.sources.logfile_identity import HEAD_BYTES, Tail
+from agent.sources.logfile_name import is_archive
+from agent.sources.logfile_tail import BLOCK_BYTES, Block, Exchanged, Files, Replaced, Trouble
 from agent.sources.logfile_watch import Hints
 from agent.wire.event import Event
 
@@ -48,6 +42,10 @@ BATCH_EVENTS = 2_000
 """Events of several files are gathered up to this many before they are handed on."""
 READS_AT_ONCE = 64
 """Files read in one step in the thread."""
+TURN_S_MAX = 0.5
+"""A turn over many files with a backlog ends after so long, and the next one begins with the others."""
+HOLE_BYTES_MIN = 65_536
+"""A smaller hole is passed over without a declaration: a writer that goes on at its old position after a cut leaves one."""
 SCAN_COST_MAX = 100
 """Looking for changes takes at most one part in this many of the time: with ten thousand files the poll slows down by itself."""
 PAUSE_PER_FILE_S = 20e-6
@@ -93,6 +91,9 @@ class LogConfig:
     rotation_grace_s: how long a rotated file may stay unchanged before its last unfinished line counts as finished.
     multiline_start: a pattern that the first line of a record has; lines without it belong to the record before (a stack trace).
     hold_s: how long a record of several lines may wait for its next line.
+    rotated_to: other directories that rotation moves files to ("olddir"); the file's own and those directly below it are searched anyway.
+
+    No symbolic link is followed below a wildcard. A path without one may be a link: see logfile_open.py for which are followed.
     """
 
     paths: Annotated[tuple[str, ...], annotated_types.Len(1, 1_000)]
@@ -108,11 +109,13 @@ class LogConfig:
     rotation_grace_s: Annotated[float, annotated_types.Ge(0.05), annotated_types.Le(3600)] = 5.0
     hold_s: Annotated[float, annotated_types.Ge(0.05), annotated_types.Le(3600)] = 2.0
     files_max: Annotated[int, annotated_types.Ge(1), annotated_types.Le(100_000)] = 10_000
+    rotated_to: Annotated[tuple[str, ...], annotated_types.Len(0, 16)] = ()
 
     def __post_init__(self) -> None:
-        for path in self.paths:
-            if not path.startswith("/"):
-                raise ValueError(f"paths: {path!r} is not an absolute path; write it from / on")
+        for key, paths in (("paths", self.paths), ("rotated_to", self.rotated_to)):
+            for path in paths:
+                if not path.startswith("/"):
+                    raise ValueError(f"{key}: {path!r} is not an absolute path; write it from / on")
         self.make_parser("")
 
     def make_parser(self, source: str, lines: Lines | None = None) -> Parser:
@@ -134,13 +137,14 @@ class LogConfig:
         if hasattr(options, "problems"):
             for key, text, remedy in options.problems():
                 yield f"options.{key}", text, remedy
-        files = Files(self.paths, files_max=self.files_max, grace_s=self.rotation_grace_s)
+        files = Files(self.paths, files_max=self.files_max, grace_s=self.rotation_grace_s, rotated_to=self.rotated_to)
         files.scan()
         for trouble in files.troubles.values():
             if "yet" not in trouble:
                 denied = "permission" in trouble.lower()
-                remedy = "Correct the path, or wait for the program that writes it."
-                yield "paths", trouble, READABLE if denied else remedy
+                what, _, remedy = trouble.partition("; ")
+                remedy = remedy or "correct the path, or wait for the program that writes it"
+                yield "paths", what, READABLE if denied else f"{remedy[0].upper()}{remedy[1:]}."
         for tail in list(files.tails.values())[:100]:
             if not os.access(tail.path, os.R_OK):
                 yield "paths", f"{tail.path}: permission denied", READABLE
@@ -158,7 +162,7 @@ class LogSource:
         self._report = report
         self._shown = Lines()
         self._parser = config.make_parser(name, self._shown)
-        self._files = Files(config.paths, files_max=config.files_max, grace_s=config.rotation_grace_s)
+        self._files = self._made()
         self._label = len(config.paths) > 1 or any(has_magic(path) for path in config.paths)
         self._troubled: set[str] = set()
 
@@ -166,8 +170,14 @@ class LogSource:
         """Switch whether events carry their line for the handlers to search."""
         self._shown.shown = wanted
 
+    def _made(self) -> Files:
+        config = self._config
+        return Files(
+            config.paths, files_max=config.files_max, grace_s=config.rotation_grace_s, rotated_to=config.rotated_to
+        )
+
     async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
-        self._files = Files(self._config.paths, files_max=self._config.files_max, grace_s=self._config.rotation_grace_s)
+        self._files = self._made()
         self._files.restore((cursor or {}).get("files", ()))
         try:
             with Hints(self._concerns) as hints:
@@ -185,7 +195,7 @@ class LogSource:
         scan_at = 0.0
         while True:
             now = loop.time()
-            if hints.changed or now >= scan_at:
+            if hints.changed or now >= scan_at or self._files.contents.busy:
                 await asyncio.to_thread(self._files.scan)
                 hints.watch(self._files.directories())
                 self._tell()
@@ -194,12 +204,15 @@ class LogSource:
             else:
                 for path in hints.written:
                     self._files.look(path)
-            async for batch in self._drain():
+            async for batch in self._turn():
                 yield batch
             pause_s = PAUSE_PER_FILE_S * len(self._files.tails)
             if pause_s > 0.01:  # noqa: PLR2004  # below, it would not be noticed
                 await asyncio.sleep(pause_s)
-            await hints.wait(max(0.001, min(scan_at - loop.time(), self._held_s(loop.time()))))
+            if any(family[0].due for family in self._families()):
+                hints.poll()
+            else:
+                await hints.wait(max(0.001, min(scan_at - loop.time(), self._held_s(loop.time()))))
 
     def _concerns(self, path: str) -> bool:
         return path in self._files.by_path or any(fnmatch.fnmatch(path, pattern) for pattern in self._config.paths)
@@ -217,7 +230,7 @@ class LogSource:
             self._report.ok()
 
     def _cursor(self) -> Cursor:
-        return {"v": 1, "files": [tail.state for tail in (*self._files.tails.values(), *self._files.retired.values())]}
+        return {"v": 2, "files": self._files.states()}
 
     # From due files to batches
 
@@ -230,16 +243,17 @@ class LogSource:
                 tail.due = True
             if tail.held_since is not None and now - tail.held_since >= self._config.hold_s:
                 tail.due = True
-            if tail.due or (tail.leftover and tail.gone_at is not None):
-                families.setdefault(family_of(tail.path), []).append(tail)
+            waits = tail.leftover and (tail.superseded or tail.gone_at is not None)
+            if (tail.due or waits) and not self._files.moves.waits(tail):
+                families.setdefault(tail.family, []).append(tail)
         for tail in self._files.stuck.values():
             # It has something that cannot be read just now; that keeps its place in the order.
-            family = families.get(family_of(tail.path))
+            family = families.get(tail.family)
             if family is not None and tail not in family and self._files.waited_for(tail):
                 family.append(tail)
         for family in families.values():
             if len(family) > 1:
-                family.sort(key=lambda tail: (tail.gone_at is None, tail.mtime_ns, tail.path))
+                family.sort(key=lambda tail: (tail.order, tail.mtime_ns, tail.path))
         return list(families.values())
 
     def _held_s(self, now: float) -> float:
@@ -249,50 +263,57 @@ class LogSource:
         )
         return self._config.poll_interval_s * SCAN_COST_MAX if since is None else since + self._config.hold_s - now
 
-    async def _drain(self) -> AsyncIterator[tuple[list[Event], Cursor]]:
-        """Read whatever is due, until nothing is."""
-        events: list[Event] = [self._lost(tail) for tail in self._files.lost]
-        self._files.lost.clear()
+    async def _turn(self) -> AsyncIterator[tuple[list[Event], Cursor]]:
+        """Read a block of each family that has something; those that have no more than that first."""
+        events: list[Event] = [self._gap(data) for data in self._files.declared]
+        self._files.declared.clear()
         moved = bool(events)
-        while True:
-            # Within a family the oldest goes first, and one that waits for the end of its last line makes the younger wait.
-            firsts = [family[0] for family in self._families() if family[0].due]
-            if not firsts:
+        # Within a family the oldest goes first, and one that waits for the end of its last line makes the younger wait.
+        firsts = [family[0] for family in self._families() if family[0].due]
+        firsts.sort(key=lambda tail: (is_archive(tail.path) or tail.size - tail.offset > BLOCK_BYTES, tail.turn))
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        done = 0
+        while done < len(firsts):
+            blocks = await asyncio.to_thread(self._files.read, firsts[done : done + READS_AT_ONCE])
+            done += len(blocks)
+            for tail, block in blocks:
+                before = tail.offset, tail.skipped
+                self._take(tail, block, events)
+                moved = moved or before != (tail.offset, tail.skipped)
+            if len(events) >= BATCH_EVENTS:
+                yield events, self._cursor()
+                events = []
+                moved = False
+            if loop.time() - begun > TURN_S_MAX:
                 break
-            for start in range(0, len(firsts), READS_AT_ONCE):
-                chunk = firsts[start : start + READS_AT_ONCE]
-                for tail, block in await asyncio.to_thread(self._files.read, chunk):
-                    before = tail.offset, tail.skipped
-                    self._take(tail, block, events)
-                    moved = moved or before != (tail.offset, tail.skipped)
-                if len(events) >= BATCH_EVENTS:
-                    yield events, self._cursor()
-                    events = []
-                    moved = False
         if events or moved:
             yield events, self._cursor()
 
     def _take(self, tail: Tail, block: Block | Trouble, events: list[Event]) -> None:
         """Turn what was read into events, and move the tail on."""
         if isinstance(block, Replaced):
-            self._files.replaced(tail)
+            self._files.moves.cut(tail)
             return
-        if isinstance(block, Shortened):
-            self._files.shortened(tail)
+        if isinstance(block, Exchanged):
+            self._files.moves.leave(tail)
             return
+        if isinstance(block, Unfinished):
+            return  # a slice of an archive was unpacked; the next turn goes on
         if isinstance(block, OSError):
             self._unreadable(tail, block)
             return
         self._files.release(tail)
         if tail.path in self._report.trouble:
             self._report.ok(tail.path)
-        if tail.gap is not None:
-            events.append(self._gap(tail.gap))
-            tail.gap = None
-        if tail.skipped:
+        if block.hole:
+            self._hole(tail, block, events)
+        elif tail.skipped:
             self._skip(tail, block, events)
         else:
             self._lines(tail, block, events)
+        if block.end and not tail.due and is_archive(tail.path):
+            tail.state["done"] = True
 
     def _unreadable(self, tail: Tail, error: OSError) -> None:
         """It is tried again at the next scan. Younger files of its family wait for that: their lines come after its own."""
@@ -312,7 +333,7 @@ class LogSource:
     def _lines(self, tail: Tail, block: Block, events: list[Event]) -> None:
         data = block.data
         cut = data.rfind(b"\n") + 1
-        ended = block.end and self._files.ended(tail)
+        ended = block.broken or (block.end and self._files.ended(tail))
         if not cut:
             if len(data) > self._config.line_bytes_max:
                 self._begin_skip(tail, block, events)
@@ -375,7 +396,7 @@ class LogSource:
             if cut_bytes:
                 events.append(self._gap(self._overlong(tail, cut_bytes)))
         if self._label:
-            name = family_of(tail.path)
+            name = tail.family
             for event in events:
                 event.data["file"] = name
         return events, consumed
@@ -385,7 +406,7 @@ class LogSource:
     def _overlong(self, tail: Tail, cut_bytes: int) -> dict[str, Any]:
         return {
             "reason": f"a line was longer than line_bytes_max = {self._config.line_bytes_max}; its end was cut off",
-            "file": family_of(tail.path),
+            "file": tail.family,
             "events": 0,
             "bytes": cut_bytes,
         }
@@ -403,7 +424,7 @@ class LogSource:
         data = block.data
         end = data.find(b"\n") + 1
         n = end or len(data)
-        if end or (block.end and self._files.ended(tail)):
+        if end or block.broken or (block.end and self._files.ended(tail)):
             events.append(self._gap(self._overlong(tail, tail.skipped - 1 + n)))
             tail.skip(0)
         else:
@@ -418,15 +439,26 @@ class LogSource:
         at = now_us()
         return Event(at, at, "collection.gap", self._name, message=data["reason"], data=data)
 
-    def _lost(self, tail: Tail) -> Event:
-        return self._gap(
-            {
-                "reason": "the file went away while it could not be followed; what was written to it after the offset is lost",
-                "file": family_of(tail.path),
-                "events": None,
-                "offset": tail.offset,
-            }
-        )
+    def _hole(self, tail: Tail, block: Block, events: list[Event]) -> None:
+        """Pass over a hole; at one that nothing follows, wait for what may be written there."""
+        end = tail.offset + block.hole
+        declared = int(tail.state.get("hole", 0))
+        if block.hole >= HOLE_BYTES_MIN and end > declared:
+            tail.state["hole"] = end
+            events.append(
+                self._gap(
+                    {
+                        "reason": "a hole in a sparse file was passed over; it holds no lines",
+                        "file": tail.family,
+                        "events": 0,
+                        "offset": tail.offset,
+                        "bytes": block.hole,
+                    }
+                )
+            )
+        tail.due = not block.end
+        if tail.due:
+            tail.pass_over(end, bytes(min(block.hole, HEAD_BYTES)))
 
 
 __all__ = ["ConfigError", "LogConfig", "LogSource"]

@@ -1,47 +1,42 @@
-"""Which file is which, and how far it was read. Everything here may block, and runs in a thread.
+"""The files of a source: which of them are streams that are read, which are copies, and where a stream went. Everything here may block,
+and runs in a thread.
 
-Invariant: a `Tail` is one stream of bytes, read from `offset`, which stands after the last complete line that was handed on. It is
-found again by device, inode, the first bytes (`head`, up to 1,024, growing with what was read) and the last bytes before
-the offset (`last`):
+Invariant: every stream that was ever followed is in one of three places until it is finished, and all three are in the cursor:
 
-* the same inode with another head is another file: the kernel gives the inode of a deleted file to the next one made, and a file
-  cut to nothing and filled again keeps its inode (copytruncate);
-* another inode with the same head, and the same last bytes before the offset, is a copy of it: the copytruncate copy, from which
-  what was not read yet can still be read.
+* `tails`: its file is there, by device and inode;
+* `adrift`: its file is gone, exchanged or cut, and it is looked for by name and content; meanwhile no younger file of its family is read;
+* `past`: it was read to its end. It is remembered, so that its copy, its archive or its disk mounted again is not read a second time.
 
-A name is only where a stream was last seen: after a rotation by rename the stream goes on under its new name, or without one, on the open
-descriptor.
+A stream that is not found is declared as a gap, and a file of another stream under its name is read from its first byte. Files between
+the last known one and the live one (rotations while nobody looked) are read in order, whether the patterns name them or not.
+See logfile_identity.py for how a stream is recognised, and logfile_moves.py for what became of one.
 """
 
 # Plain strings: ten thousand paths, twice a second: plain strings cost a tenth of pathlib.
-# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH120, PTH123, PTH207
+# ruff: noqa: PTH112, PTH116, PTH118, PTH120, PTH123
 
-import errno
-import gzip
 import os
-import re
-import stat
 import time
-import zlib
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from glob import has_magic, iglob
-from hashlib import blake2b
-from typing import IO, Any, NamedTuple, cast
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from glob import has_magic
+from typing import Any, NamedTuple
 
-import zstandard
+from agent.sources.logfile_archive import Unfinished
+from agent.sources.logfile_identity import HEAD_BYTES, Id, Tail
+from agent.sources.logfile_name import family_of, in_order, is_archive, is_temporary, live_of
+from agent.sources.logfile_open import birth_ns, data_from, hole_from, matches, open_regular, root_of
+from agent.sources.logfile_search import Contents
 
-HEAD_BYTES = 1_024
 BLOCK_BYTES = 262_144
 """Bytes read at once: about 2,400 lines, ten milliseconds of parsing."""
 FDS_MAX = 256
 """Descriptors kept open. Beyond it the one that was not read for longest is closed, and opened again when it is needed."""
 ORPHAN_FDS_MAX = 64
 """Descriptors kept open of files that were renamed out of sight or deleted."""
-ARCHIVES_OPEN_MAX = 4
-"""Archives being unpacked at once; one that is closed in between is unpacked from its beginning again."""
-RETIRED_MAX = 1_000
-"""Streams remembered after their file went out of sight, so that a disk that is mounted again is not read twice."""
+PAST_MAX = 1_000
+"""Finished streams that are remembered; beyond it the oldest is forgotten, and a copy of it that appears is read again."""
 RENAMED_KEEP_S = 3_600.0
 """A file renamed out of sight is looked at this long: a writer that was not told of the rotation writes there."""
 STUCK_WAIT_S = 15.0
@@ -49,248 +44,91 @@ STUCK_TRIES = 2
 """Younger files of a family wait for an older one that cannot be read, so long and for so many attempts; then they are read, and its
 lines come late. One that stays unreadable must not keep a whole family from being read."""
 
-Id = tuple[int, int]
-
-
-def _hash(data: bytes) -> str:
-    return blake2b(data, digest_size=8).hexdigest()
-
 
 class Replaced(Exception):
-    """The inode holds another content than what was read before."""
+    """The file was cut or written anew: what stands before the offset is not what was read."""
 
 
-class Shortened(Exception):
-    """The end of the file was cut off, what stands before is the same."""
-
-
-class Tail:
-    """A stream of bytes and how far it was read."""
-
-    __slots__ = (
-        "due", "gap", "gone_at", "grew_at", "head", "held_since", "id", "leftover", "memory", "mtime_ns", "offset", "path", "seen",
-        "size", "state", "stuck_since", "stuck_tries",
-    )  # fmt: skip
-
-    def __init__(self, path: str, id_: Id) -> None:
-        self.path = path
-        self.id = id_
-        self.offset = 0
-        self.head = b""
-        self.memory: dict[str, Any] = {}
-        self.size = 0
-        self.mtime_ns = 0
-        self.seen = (-1, -1)  # size and mtime when it was last read to the end
-        self.due = False
-        self.gone_at: float | None = None
-        self.grew_at = 0.0
-        self.held_since: float | None = None
-        self.leftover = False
-        self.gap: dict[str, Any] | None = None
-        self.stuck_since = 0.0
-        self.stuck_tries = 0
-        self.state: dict[str, Any] = {"path": path, "dev": id_[0], "ino": id_[1], "offset": 0}
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> "Tail":
-        """The tail of a stored state. Raises KeyError, TypeError, ValueError where it is none."""
-        tail = cls(str(state["path"]), (int(state["dev"]), int(state["ino"])))
-        tail.offset = int(state["offset"])
-        tail.memory = dict(state.get("memory", {}))
-        tail.state = dict(state)
-        return tail
-
-    @property
-    def head_bytes(self) -> int:
-        return int(self.state.get("head_bytes", 0))
-
-    def is_head(self, head: bytes) -> bool:
-        """Whether a file that begins with these bytes may be this one. A stream of which nothing was read fits any."""
-        n = self.head_bytes
-        if self.head:
-            return head.startswith(self.head)
-        return n == 0 or (len(head) >= n and _hash(head[:n]) == self.state["head"])
-
-    def advance(self, offset: int, head: bytes, last: bytes) -> None:
-        """The lines up to `offset` were handed on. `last` is what stands before it."""
-        self.offset = offset
-        n = min(HEAD_BYTES, offset, len(head))
-        if n > len(self.head):
-            self.head = head[:n]
-            self.state["head_bytes"] = n
-            self.state["head"] = _hash(self.head)
-        if last:
-            last = last[-HEAD_BYTES:]
-            self.state["last_bytes"] = len(last)
-            self.state["last"] = _hash(last)
-        self.state["offset"] = offset
-        self.state["path"] = self.path
-        if self.memory:
-            self.state["memory"] = self.memory
-        else:
-            self.state.pop("memory", None)
-
-    def skip(self, n: int) -> None:
-        """Note that an overlong line is being passed over: `n` of its bytes so far; 0 at its end."""
-        if n:
-            self.state["skipped"] = n
-        else:
-            self.state.pop("skipped", None)
-
-    @property
-    def skipped(self) -> int:
-        return int(self.state.get("skipped", 0))
-
-    def restart(self, gap: dict[str, Any] | None) -> None:
-        """Begin again at the first byte: the inode holds another file now."""
-        self.offset = 0
-        self.head = b""
-        self.memory = {}
-        self.held_since = None
-        self.leftover = False
-        self.gap = gap
-        self.seen = (-1, -1)
-        self.due = True
-        self.state = {"path": self.path, "dev": self.id[0], "ino": self.id[1], "offset": 0}
-
-    def at(self, offset: int, path: str, id_: Id) -> "Tail":
-        """The same stream, where its copy lies."""
-        copy = Tail(path, id_)
-        copy.state = {**self.state, "path": path, "dev": id_[0], "ino": id_[1], "offset": offset}
-        copy.offset, copy.head, copy.memory = offset, self.head, dict(self.memory)
-        copy.due = True
-        return copy
+class Exchanged(Exception):
+    """Device and inode are those of another file now."""
 
 
 class Block(NamedTuple):
-    """What was read from a tail's offset. `end` is True where the file had no more."""
+    """What was read from a tail's offset. `end`: the file has no more; `hole`: bytes of a hole that begins at the offset;
+    `broken`: a hole follows, so that the last line ends here.
+    """
 
     data: bytes
     head: bytes
     mtime_us: int
     end: bool
+    hole: int = 0
+    broken: bool = False
 
 
-Trouble = OSError | Replaced | Shortened
-
-_SUFFIX = re.compile(r"([.-]\d{1,3}|[.-]\d{4}-?\d\d-?\d\d([-_T.]?\d{2,6})?|-\d{10}|\.(gz|zst|bak|old|copy))+$")
-
-
-def family_of(path: str) -> str:
-    """The name without what a rotation adds: `auth.log` for `auth.log.1` and for `auth.log-20260301.gz`."""
-    directory, name = os.path.split(path)
-    return os.path.join(directory, _SUFFIX.sub("", name) or name)
-
-
-def is_archive(path: str) -> bool:
-    """Whether a file is compressed, by its name."""
-    return path.endswith((".gz", ".zst"))
-
-
-class Archive:
-    """A compressed file, read from front to back. Going back begins anew; nothing is ever unpacked to disk."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-        self._at = 0
-        self.head = self.read_at(0, HEAD_BYTES)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def read_at(self, offset: int, n: int) -> bytes:
-        """Up to `n` bytes of the content from `offset` on; fewer at its end. Raises OSError."""
-        try:
-            file = self._file
-            if file is None or offset < self._at:
-                self.close()
-                file = self._file = _opened(self._path)
-                self._at = 0
-            while self._at < offset:
-                passed = len(file.read(min(offset - self._at, BLOCK_BYTES)))
-                if not passed:
-                    return b""
-                self._at += passed
-            pieces: list[bytes] = []
-            while n > 0:
-                piece = file.read(n)
-                if not piece:
-                    break
-                pieces.append(piece)
-                n -= len(piece)
-                self._at += len(piece)
-            return b"".join(pieces)
-        except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-            raise OSError(errno.EIO, f"the archive is damaged or not finished ({error})", self._path) from None
-
-
-def _opened(path: str) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(path))  # kept open between reads
-    file = open(path, "rb")  # noqa: SIM115  # closed with its reader
-    reader: IO[bytes] = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
-        file, read_across_frames=True, closefd=True
-    )
-    return reader
+Trouble = OSError | Replaced | Exchanged | Unfinished
 
 
 class Files:
-    """All the tails of a source, and their open descriptors."""
+    """All the streams of a source, and their open descriptors."""
 
-    def __init__(self, paths: Iterable[str], *, files_max: int, grace_s: float) -> None:
+    def __init__(self, paths: Iterable[str], *, files_max: int, grace_s: float, rotated_to: Iterable[str] = ()) -> None:
+        from agent.sources.logfile_moves import Moves
+
         self._paths = tuple(paths)
         self._files_max = files_max
-        self._grace_s = grace_s
+        self.grace_s = grace_s
+        self.rotated_to = tuple(rotated_to)
         self.tails: dict[Id, Tail] = {}
-        self.retired: OrderedDict[Id, Tail] = OrderedDict()
+        self.past: OrderedDict[tuple[Id, str], Tail] = OrderedDict()
         self._fds: OrderedDict[Id, int] = OrderedDict()
-        self._archives: OrderedDict[Id, Archive] = OrderedDict()
+        self.contents = Contents()
         self.troubles: dict[str, str] = {}
-        self.lost: list[Tail] = []
+        self.declared: list[dict[str, Any]] = []
+        """What is lost, as the data of gaps; taken by the source with its next batch."""
         self.by_path: dict[str, Tail] = {}
         self.stuck: dict[Id, Tail] = {}
         """Those that could not be read when they should have been."""
+        self.moves = Moves(self)
+        self._turn = 0
+        self._missing_since: dict[str, float] = {}
+        self._matched: set[str] = set()
 
     def restore(self, states: Iterable[dict[str, Any]]) -> None:
         for state in states:
             try:
-                tail = Tail.restored(state)
+                tail = Tail.restored(state, family_of(str(state["path"])))
             except (KeyError, TypeError, ValueError):
                 continue
             if state.get("retired"):
-                self.retired[tail.id] = tail
+                self.past[tail.id, str(state.get("head"))] = tail
+            elif state.get("adrift"):
+                self.moves.set_adrift(tail)
             else:
                 self.tails[tail.id] = tail
+                self.moves.anchor(tail)
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return what the cursor keeps."""
+        return [tail.state for tail in (*self.tails.values(), *self.moves.adrift, *self.past.values())]
 
     def close(self) -> None:
         while self._fds:
             os.close(self._fds.popitem()[1])
-        while self._archives:
-            self._archives.popitem()[1].close()
+        self.contents.close()
 
     # What is there
 
     def _listing(self) -> dict[Id, tuple[str, os.stat_result]]:
         found: dict[Id, tuple[str, os.stat_result]] = {}
         self.troubles = {}
+        refused: dict[str, str] = {}
+        now_s = time.time()
         for pattern in self._paths:
             matched = False
-            for path in self._expand(pattern):
-                try:
-                    status = os.stat(path)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self.troubles[path] = f"{path}: {error.strerror}"
-                    continue
-                if not stat.S_ISREG(status.st_mode):
-                    self.troubles[path] = f"{path} is not a regular file"
-                    continue
+            for path, status in matches(pattern, refused.__setitem__):
                 matched = True
-                if is_archive(path) and time.time() - status.st_mtime < self._grace_s:
+                if is_archive(path) and now_s - status.st_mtime < self.grace_s:
                     continue  # may still be written; one that was made from an old file has that file's time
                 if len(found) >= self._files_max and (status.st_dev, status.st_ino) not in found:
                     self.troubles[pattern] = (
@@ -298,24 +136,31 @@ class Files:
                     )
                     break
                 found.setdefault((status.st_dev, status.st_ino), (path, status))
-            if not matched and pattern not in self.troubles:
-                self.troubles[pattern] = self._why_nothing(pattern)
+            self._note_match(pattern, matched=matched or pattern in refused)
+        listed = {os.path.realpath(path) for path, _ in found.values()} if refused else set()
+        # A link to a file that is read anyway hides nothing.
+        self.troubles.update({path: text for path, text in refused.items() if os.path.realpath(path) not in listed})
         return found
 
-    @staticmethod
-    def _expand(pattern: str) -> Iterator[str]:
-        return iglob(pattern, recursive=True) if has_magic(pattern) else iter((pattern,))
+    def _note_match(self, pattern: str, *, matched: bool) -> None:
+        """Report a pattern that matches nothing; between the two steps of a rotation a file may be missing for a moment."""
+        if matched:
+            self._matched.add(pattern)
+            self._missing_since.pop(pattern, None)
+            return
+        since = self._missing_since.setdefault(pattern, time.monotonic())
+        if (pattern not in self._matched or time.monotonic() - since > self.grace_s) and pattern not in self.troubles:
+            self.troubles[pattern] = self._why_nothing(pattern)
 
     @staticmethod
     def _why_nothing(pattern: str) -> str:
-        directory = os.path.dirname(pattern) or "."
-        while has_magic(directory):
-            directory = os.path.dirname(directory) or "."
+        directory = root_of(pattern)
         if not os.path.isdir(directory):
-            return f"{directory}: there is no such directory yet"
+            return f"{pattern}: no such directory yet: {directory}; correct the path, or create the directory"
         if not os.access(directory, os.R_OK | os.X_OK):
             return f"{directory}: permission denied; add the agent's user to the group that may read it"
-        return f"{pattern}: no such file yet"
+        what = "matches no file yet" if has_magic(pattern) else "no such file yet"
+        return f"{pattern}: {what}; correct the path, or start the program that writes it (a system without log files: type = \"journal\")"
 
     def directories(self) -> set[str]:
         """The directories in which something may happen that matters."""
@@ -327,49 +172,70 @@ class Files:
         return places
 
     def scan(self, *, start_at_end: bool = False) -> None:
-        """Bring the tails up to date with what lies on the disk."""
+        """Bring the streams up to date with what lies on the disk."""
+        self.contents.busy = False
         listing = self._listing()
         now = time.monotonic()
-        kin = self._kin() if any(id_ not in self.tails for id_ in listing) else {}
+        unknown: list[tuple[Id, str, os.stat_result]] = []
         for id_, (path, status) in listing.items():
-            tail = self.tails.get(id_) or self._back(id_, path)
+            tail = self.tails.get(id_)
+            if tail is not None and not self._is_same(tail, path):
+                self.moves.leave(tail)
+                tail = None
             if tail is None:
-                tail = self._new(id_, path, status, kin)
-                if tail is None:
-                    continue
-                if start_at_end:
-                    self._to_end(tail, status.st_size)
-            tail.path = path
-            tail.gone_at = None
-            self._touch(tail, status, now)
+                unknown.append((id_, path, status))
+            else:
+                self.moves.renamed(tail, path)
+                tail.gone_at = None
+                self.touch(tail, status, now)
         for id_ in [id_ for id_ in self.tails if id_ not in listing]:
-            self._missing(self.tails[id_], now)
+            self.moves.missing(self.tails[id_], now)
+        if unknown:
+            kin = self.moves.kin()
+            for id_, path, status in unknown:
+                tail = self._new(id_, path, status, kin)
+                if tail is not None:
+                    if start_at_end:
+                        self._to_end(tail, status.st_size)
+                    self.touch(tail, status, now)
+        self.moves.settle(now)
         for id_ in [id_ for id_ in self.stuck if id_ not in listing and id_ not in self.tails]:
             self.release(self.stuck[id_])
+        self._rank()
         self.by_path = {tail.path: tail for tail in self.tails.values() if tail.gone_at is None}
 
-    def _kin(self) -> dict[str, list[Tail]]:
-        """The streams of which something was read, by family."""
-        kin: dict[str, list[Tail]] = {}
-        for tail in (*self.tails.values(), *self.retired.values()):
-            if tail.head_bytes:
-                kin.setdefault(family_of(tail.path), []).append(tail)
-        return kin
+    def _is_same(self, tail: Tail, path: str) -> bool:
+        """Return whether the file of a tail's inode is the tail's: an open file keeps its inode, others are looked at."""
+        if tail.id in self._fds or (tail.verified and tail.path == path):
+            return True
+        try:
+            fd = open_regular(path, follow=not self._is_below_wildcard(path))
+        except OSError:
+            return True  # not known now; it is looked at again when it is read
+        try:
+            tail.verified = self.is_file(tail, fd)
+            return tail.verified
+        finally:
+            os.close(fd)
 
-    def _back(self, id_: Id, path: str) -> Tail | None:
-        """The stream of an inode that comes into sight again, unless the inode was given to another file meanwhile."""
-        tail = self.retired.pop(id_, None)
-        if tail is None or not _may_be(tail, path):
-            return None
-        tail.state.pop("retired", None)
-        tail.seen = (-1, -1)
-        self.tails[id_] = tail
-        return tail
+    def _is_below_wildcard(self, path: str) -> bool:
+        return path not in self._paths
 
     @staticmethod
-    def _touch(tail: Tail, status: os.stat_result, now: float) -> None:
+    def is_file(tail: Tail, fd: int) -> bool:
+        """Return whether an open file is a tail's, by device, inode and birth."""
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != tail.id:
+            return False
+        birth = birth_ns(fd)
+        return not tail.birth_ns or not birth or tail.birth_ns == birth
+
+    def touch(self, tail: Tail, status: os.stat_result, now: float) -> None:
+        """Note size and time of a tail's file."""
         if status.st_size != tail.size:
             tail.grew_at = now
+        if status.st_size > tail.state.get("end", status.st_size):
+            tail.state["late"] = True
         tail.size, tail.mtime_ns = status.st_size, status.st_mtime_ns
         if (tail.size, tail.mtime_ns) != tail.seen and not tail.state.get("done"):
             tail.due = True
@@ -384,46 +250,51 @@ class Files:
         except OSError:
             return
         if (status.st_dev, status.st_ino) == tail.id:
-            self._touch(tail, status, time.monotonic())
+            self.touch(tail, status, time.monotonic())
 
-    def _new(self, id_: Id, path: str, status: os.stat_result, kin: dict[str, list[Tail]]) -> Tail | None:
-        """A file not seen before: a new stream, or a copy of one that is known; None while it is not certain which."""
-        family = family_of(path)
-        tail = Tail(path, id_)
-        # A copy has a name that a rotation gave it.
-        may_be_copy = path != family and family in kin
-        if may_be_copy and not self._is_readable(tail, status):
-            return None
-        origin = _origin(path, kin[family]) if may_be_copy else None
-        if origin is not None:
-            if is_archive(path):
-                if origin.id in self._fds and origin.gone_at is not None:
-                    return None  # the file that was compressed is still being read to its end
-                tail = origin.at(origin.offset, path, id_) if _has_last(origin, path) else tail
-            elif status.st_size >= origin.offset:
-                if _has_last(origin, path):
-                    tail = origin.at(origin.offset, path, id_)
-            elif status.st_size <= HEAD_BYTES or time.time() - status.st_mtime < self._grace_s:
-                return (
-                    None  # still being copied, or too short to tell: it shows when it grows or when the origin is cut
-                )
-            else:
-                tail = origin.at(status.st_size, path, id_)
+    def add(self, path: str, id_: Id, family: str, status: os.stat_result) -> Tail:
+        """Begin a stream at the first byte of a file."""
+        tail = Tail(path, id_, family)
+        tail.state["mtime"] = tail.mtime_ns = status.st_mtime_ns
+        with suppress(OSError):
+            fd = open_regular(path, follow=not self._is_below_wildcard(path))
+            tail.state["birth"] = birth_ns(fd)
+            os.close(fd)
         self.tails[id_] = tail
         return tail
 
-    def _is_readable(self, tail: Tail, status: os.stat_result) -> bool:
-        """Whether it can be told what a new file is. One that cannot be read keeps its place in the order meanwhile."""
-        try:
-            _read_at(tail.path, 0, 1)
-        except OSError as error:
-            if is_archive(tail.path):
-                return True
-            self.troubles[tail.path] = f"{tail.path}: {error.strerror or error}"
-            tail.mtime_ns = status.st_mtime_ns
-            self.hold(tail)
-            return False
-        self.release(tail)
+    def _new(self, id_: Id, path: str, status: os.stat_result, kin: dict[str, list[Tail]]) -> Tail | None:
+        """Return the tail of a file not seen before; None while it is not certain what it is, or where it has nothing new."""
+        family = self.moves.family(path)
+        if is_temporary(path) and time.time() - status.st_mtime < self.grace_s:
+            return None
+        live = live_of(path) if family == path else family
+        known = kin.get(live, ())
+        if path != live:
+            if self.moves.is_adrift(live):
+                return None  # decided together with the stream that is looked for
+            if known and not self._is_readable(path, id_, family, status):
+                return None
+        tail = self.moves.decide(path, status, known)
+        if tail is not False:
+            return tail
+        tail = self.add(path, id_, family, status)
+        if path == family:
+            self.moves.doubt(tail)
+        return tail
+
+    def _is_readable(self, path: str, id_: Id, family: str, status: os.stat_result) -> bool:
+        """Return whether it can be told what a new file is. One that cannot be read keeps its place in the order meanwhile."""
+        stuck = self.stuck.get(id_) or Tail(path, id_, family)
+        if not is_archive(path):
+            try:
+                os.close(open_regular(path, follow=False))
+            except OSError as error:
+                self.troubles[path] = _in_words(path, error)
+                stuck.mtime_ns = status.st_mtime_ns
+                self.hold(stuck)
+                return False
+        self.release(stuck)
         return True
 
     @staticmethod
@@ -441,78 +312,48 @@ class Files:
         except OSError:
             return
 
-    def _missing(self, tail: Tail, now: float) -> None:
-        """The name is gone: the file was renamed or deleted, or its file system is not there."""
-        if tail.gone_at is None:
-            tail.gone_at = tail.grew_at = now
-            if tail.id not in self._fds and not self._find_renamed(tail):
-                if os.path.isdir(os.path.dirname(tail.path) or "."):
-                    self._forget(tail, lost=True)
-                else:
-                    tail.gone_at = None
-                return
-            if tail.id not in self.tails:
-                return  # it goes on as an archive
-        fd = self._fds.get(tail.id)
-        try:
-            status = os.fstat(fd) if fd is not None else os.stat(tail.path)
-        except OSError:
-            self._forget(tail, lost=tail.seen[0] != tail.offset)
-            return
-        if (status.st_dev, status.st_ino) != tail.id:
-            self._forget(tail, lost=tail.seen[0] != tail.offset)
-            return
-        self._touch(tail, status, now)
-        keep_s = self._grace_s if status.st_nlink == 0 else max(self._grace_s, RENAMED_KEEP_S)
-        if not tail.due and not tail.leftover and now - max(tail.gone_at, tail.grew_at) > keep_s:
-            self._forget(tail, lost=False)
-
-    def _find_renamed(self, tail: Tail) -> bool:
-        for path in (tail.path, *_siblings(tail.path)):
-            try:
-                status = os.stat(path)
-                if (status.st_dev, status.st_ino) == tail.id and _may_be(tail, path):
-                    tail.path = path
-                    return True
-            except OSError:
+    def _rank(self) -> None:
+        """Order each family, and note which of its files have a successor."""
+        families: defaultdict[str, list[Tail]] = defaultdict(list)
+        for tail in self.tails.values():
+            families[tail.family].append(tail)
+        for family, tails in families.items():
+            if len(tails) == 1:
+                tails[0].order, tails[0].superseded = 0, False
                 continue
-        return self._find_compressed(tail)
+            places = {path: n for n, path in enumerate(in_order([(tail.path, tail.mtime_ns) for tail in tails], family), 1)}
+            for tail in tails:
+                named = tail.gone_at is None or (
+                    tail.path != family and (tail.id not in self._fds or os.fstat(self._fds[tail.id]).st_nlink > 0)
+                )
+                tail.order = places[tail.path] if named else 0
+            tails.sort(key=lambda tail: (tail.order, tail.mtime_ns))
+            for tail, successor in zip(tails, tails[1:], strict=False):
+                tail.superseded = True
+                if successor.size and not tail.settling and not is_archive(tail.path):
+                    tail.settling = tail.due = True  # what is read from now on is its end
+            tails[-1].superseded = False
 
-    def _find_compressed(self, tail: Tail) -> bool:
-        """Look for the archive that the file was turned into, and read on there."""
-        for path in _siblings(tail.path, archives=True):
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            id_ = (status.st_dev, status.st_ino)
-            if id_ not in self.tails and tail.is_head(_first_bytes(path)) and _has_last(tail, path):
-                archived = tail.at(tail.offset, path, id_)
-                archived.gone_at = archived.grew_at = time.monotonic()
-                self.retired.pop(id_, None)
-                self.tails[id_] = archived
-                self._forget(tail, lost=False)
-                return True
-        return False
-
-    def _forget(self, tail: Tail, *, lost: bool) -> None:
-        self.tails.pop(tail.id, None)
+    def retire(self, tail: Tail) -> None:
+        """Put a stream that was read to its end among those of the past."""
+        if self.tails.get(tail.id) is tail:
+            del self.tails[tail.id]
+            self._close(tail.id)
         self.release(tail)
-        self._close(tail.id)
         tail.due = tail.leftover = False
         tail.held_since = None
         tail.state["retired"] = True
-        self.retired[tail.id] = tail
-        if lost:
-            self.lost.append(tail)
-        while len(self.retired) > RETIRED_MAX:
-            self.retired.popitem(last=False)
+        tail.state.pop("adrift", None)
+        self.past[tail.id, str(tail.state.get("head"))] = tail
+        while len(self.past) > PAST_MAX:
+            self.past.popitem(last=False)
 
     def ended(self, tail: Tail) -> bool:
         """Whether nothing more is expected of a stream: an archive, or rotated away and not grown for the grace."""
         if is_archive(tail.path):
             return True
-        return tail.gone_at is not None and time.monotonic() - max(tail.gone_at, tail.grew_at) > self._grace_s
+        rotated = tail.superseded or tail.gone_at is not None
+        return rotated and time.monotonic() - max(tail.gone_at or 0.0, tail.grew_at) > self.grace_s
 
     def hold(self, tail: Tail) -> None:
         """Note that a stream cannot be read just now; it keeps its place in the order for a while."""
@@ -534,24 +375,37 @@ class Files:
 
     # Reading
 
+    def descriptor(self, tail: Tail) -> int | None:
+        """Return the open descriptor of a stream, if it has one."""
+        return self._fds.get(tail.id)
+
     def _close(self, id_: Id) -> None:
-        archive = self._archives.pop(id_, None)
-        if archive is not None:
-            archive.close()
+        self.contents.drop(id_)
         fd = self._fds.pop(id_, None)
         if fd is not None:
             os.close(fd)
 
-    def _open(self, tail: Tail) -> int:
+    def forget(self, tail: Tail) -> None:
+        """Take a stream from those whose file is there."""
+        if self.tails.get(tail.id) is tail:
+            del self.tails[tail.id]
+        self.release(tail)
+        self._close(tail.id)
+
+    def open(self, tail: Tail) -> int:
+        """Return a descriptor of a stream's file. Raises OSError, Exchanged."""
         fd = self._fds.get(tail.id)
         if fd is not None:
             self._fds.move_to_end(tail.id)
             return fd
-        fd = os.open(tail.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = open_regular(tail.path, follow=not self._is_below_wildcard(tail.path))
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != tail.id:
             os.close(fd)
             raise FileNotFoundError(2, "renamed just now", tail.path)
+        if not self.is_file(tail, fd):
+            os.close(fd)
+            raise Exchanged
         self._fds[tail.id] = fd
         self._evict()
         return fd
@@ -565,13 +419,15 @@ class Files:
                 self._close(id_)
 
     def read(self, tails: Iterable[Tail]) -> list[tuple[Tail, Block | Trouble]]:
-        """A block of each, until there is a block's worth in all."""
+        """Return a block of each of the first of them, until there is a block's worth in all."""
         blocks: list[tuple[Tail, Block | Trouble]] = []
         budget = BLOCK_BYTES
         for tail in tails:
+            self._turn += 1
+            tail.turn = self._turn
             try:
-                block = self._block(tail)
-            except (OSError, Replaced, Shortened) as error:
+                block = self._archived(tail) if is_archive(tail.path) else self._block(tail)
+            except (OSError, Replaced, Exchanged, Unfinished) as error:
                 blocks.append((tail, error))
                 continue
             blocks.append((tail, block))
@@ -581,158 +437,61 @@ class Files:
         return blocks
 
     def _archived(self, tail: Tail) -> Block:
-        archive = self._archives.get(tail.id)
-        if archive is None:
-            archive = self._archives[tail.id] = Archive(tail.path)
-            while len(self._archives) > ARCHIVES_OPEN_MAX:
-                self._archives.popitem(last=False)[1].close()
         status = os.stat(tail.path)
+        if (status.st_dev, status.st_ino) != tail.id:
+            raise FileNotFoundError(2, "renamed just now", tail.path)
+        archive = self.contents.archive(tail.id, tail.path)
         if not tail.is_head(archive.head):
-            raise Replaced
+            raise Exchanged
         tail.head = tail.head or archive.head[: tail.head_bytes]
         data = archive.read_at(tail.offset, BLOCK_BYTES)
         end = len(data) < BLOCK_BYTES
         if end:
             tail.seen = (status.st_size, status.st_mtime_ns)
-            tail.state["done"] = True
-            self._close(tail.id)
         return Block(data, archive.head, status.st_mtime_ns // 1000, end)
 
     def _block(self, tail: Tail) -> Block:
-        if is_archive(tail.path):
-            return self._archived(tail)
-        fd = self._open(tail)
+        fd = self.open(tail)
+        settling = tail.settling
+        before = min(int(tail.state.get("last_bytes", 0)), tail.offset)
         # The status before the data: what is written between the two is then noticed as a change.
         status = os.fstat(fd)
-        data = os.pread(fd, BLOCK_BYTES, tail.offset)
+        data = os.pread(fd, before + BLOCK_BYTES, tail.offset - before)
         # The head after the data: had the file been cut and filled again before, it shows now.
         head = os.pread(fd, HEAD_BYTES, 0)
-        if not tail.is_head(head):
+        if status.st_size < tail.offset or not tail.is_head(head) or not tail.is_last(data[:before]):
             raise Replaced
-        if status.st_size < tail.offset:
-            raise Shortened
+        data = data[before:]
         if not tail.head and tail.head_bytes:
             tail.head = head[: tail.head_bytes]
         end = len(data) < BLOCK_BYTES
-        if end:
+        mtime_us = status.st_mtime_ns // 1000
+        block = Block(data, head, mtime_us, end)
+        if b"\0" in data:
+            block = self._without_hole(fd, tail.offset, status.st_size, block)
+        if block.end:
             tail.seen = (status.st_size, status.st_mtime_ns)
-        return Block(data, head, status.st_mtime_ns // 1000, end)
+            if settling:
+                tail.state["end"] = status.st_size
+        return block
 
-    def replaced(self, tail: Tail) -> None:
-        """The inode of a tail holds another content: find the copy of the old one, then begin the new one at its first byte."""
-        recovered = self._adopt_copy(tail)
-        gap = {
-            "reason": "the file was cut or replaced; lines written just before may be lost",
-            "file": family_of(tail.path),
-            "events": None,
-            "offset": tail.offset,
-            "rest_recovered": recovered,
-        }
-        tail.restart(gap if tail.offset else None)
-
-    def _adopt_copy(self, tail: Tail) -> bool:
-        """Look for the copy of what the file was, and read on there. False where there is none that reaches so far."""
-        for path in (*_siblings(tail.path), *_siblings(tail.path, archives=True)):
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            id_ = (status.st_dev, status.st_ino)
-            head = _first_bytes(path)
-            if id_ == tail.id or not head or _origin(path, (tail,)) is None:
-                continue
-            if not is_archive(path) and status.st_size < tail.offset:
-                # It was copied before the last lines that we read were written: nothing in it is new.
-                if id_ not in self.tails:
-                    self.retired[id_] = tail.at(status.st_size, path, id_)
-                    self.retired[id_].state["retired"] = True
-                return False
-            if _has_last(tail, path):
-                if id_ not in self.tails:
-                    orphan = tail.at(tail.offset, path, id_)
-                    orphan.gone_at = orphan.grew_at = time.monotonic()
-                    self.tails[id_] = orphan
-                return True
-        return False
-
-    def shortened(self, tail: Tail) -> None:
-        """The end of the file was cut off by hand: go on where it ends now."""
-        gap = {
-            "reason": "the end of the file was cut off; lines written just before may be lost",
-            "file": family_of(tail.path),
-            "events": None,
-            "offset": tail.offset,
-        }
-        fd = self._open(tail)
-        size = os.fstat(fd).st_size
-        begin = max(0, size - HEAD_BYTES)
-        tail.advance(size, os.pread(fd, HEAD_BYTES, 0), os.pread(fd, size - begin, begin))
-        tail.gap = gap
-        tail.due = True
+    @staticmethod
+    def _without_hole(fd: int, offset: int, size: int, block: Block) -> Block:
+        """Return a block that ends before a hole. A hole at the end of a file is not passed over: it may be filled."""
+        data = block.data
+        if not data[0]:
+            begin = data_from(fd, offset, size)
+            if begin == offset and not data.strip(b"\0"):
+                begin = size if block.end else offset + len(data)  # zeros that take up disk: alike
+            if begin > offset:
+                return Block(b"", block.head, block.mtime_us, begin >= size, begin - offset)
+        hole = hole_from(fd, offset, size)
+        if hole >= offset + len(data):
+            return block
+        ends = data_from(fd, hole, size) >= size
+        return Block(data[: hole - offset], block.head, block.mtime_us, ends, 0, broken=not ends)
 
 
-def _origin(path: str, kin: Iterable[Tail]) -> Tail | None:
-    """The stream that this file begins like, if there is one."""
-    head = b""
-    for tail in kin:
-        head = head or _first_bytes(path)
-        if head and (tail.is_head(head) or tail.head.startswith(head)):
-            return tail
-    return None
-
-
-def _read_at(path: str, offset: int, n: int) -> bytes:
-    """Bytes of the content of a file, compressed or not. Raises OSError."""
-    if is_archive(path):
-        archive = Archive(path)
-        try:
-            return archive.read_at(offset, n)
-        finally:
-            archive.close()
-    with open(path, "rb", buffering=0) as file:
-        return os.pread(file.fileno(), n, offset)
-
-
-def _first_bytes(path: str) -> bytes:
-    try:
-        return _read_at(path, 0, HEAD_BYTES)
-    except OSError:
-        return b""
-
-
-def _may_be(tail: Tail, path: str) -> bool:
-    """Whether a file of the same inode may be this stream. Where it cannot be read now, the inode has to do; its head is looked at
-    again whenever it is read.
-    """
-    try:
-        return tail.is_head(_read_at(path, 0, HEAD_BYTES))
-    except OSError:
-        return not is_archive(path)
-
-
-def _has_last(tail: Tail, path: str) -> bool:
-    """Whether a file has the same bytes before the offset as the stream had."""
-    n = int(tail.state.get("last_bytes", 0))
-    if not n or "last" not in tail.state:
-        return False
-    try:
-        data = _read_at(path, tail.offset - n, n)
-    except OSError:
-        return False
-    return _hash(data) == str(tail.state["last"])
-
-
-def _siblings(path: str, *, archives: bool = False) -> list[str]:
-    """The other files of the same family, newest first; the compressed ones, or the others."""
-    family = family_of(path)
-    directory = os.path.dirname(path) or "."
-    found: list[tuple[float, str]] = []
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                full = os.path.join(os.path.dirname(path), entry.name)
-                if full != path and is_archive(full) is archives and family_of(full) == family and entry.is_file():
-                    found.append((entry.stat().st_mtime, full))
-    except OSError:
-        return []
-    return [name for _, name in sorted(found, reverse=True)]
+def _in_words(path: str, error: OSError) -> str:
+    text = f"{path}: {error.strerror or error}"
+    return text + ("; add the agent's user to the group that may read it" if isinstance(error, PermissionError) else "")

@@ -68,6 +68,12 @@ class Hints:
             with contextlib.suppress(OSError):
                 self._watches[new] = self._inotify.add_watch(new, _MASK)
 
+    def poll(self) -> None:
+        """Take the hints there are, without waiting."""
+        self.written.clear()
+        self.changed = False
+        self._read()
+
     async def wait(self, timeout_s: float) -> None:
         """Return after a hint that concerns us, or after the timeout."""
         self.written.clear()
