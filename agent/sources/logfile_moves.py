@@ -8,19 +8,21 @@ A cut is declared even where the copy was found: what was written between the co
 file (a new file, or the same one written anew) that still has the last lines is no cut.
 """
 
-# Plain strings, as in logfile_tail.py.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH120
+# Plain strings: ten thousand paths, twice a second; a pathlib path costs ten times as much.
+# ruff: noqa: PTH112, PTH114, PTH116, PTH119, PTH120
 
 import os
-import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent.sources.logfile_archive import Unfinished
 from agent.sources.logfile_identity import HEAD_BYTES, Id, Kin, Plain, Tail
 from agent.sources.logfile_name import family_of, in_order, is_archive, missing_numbers
-from agent.sources.logfile_search import Sibling, siblings, subdirectories
+from agent.sources.logfile_open import birth_ns as born_ns
+from agent.sources.logfile_open import open_regular
+from agent.sources.logfile_search import Directories, Sibling, subdirectories
 
 if TYPE_CHECKING:
     from agent.sources.logfile_tail import Files
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 SEARCH_TRIES = 2
 SEARCH_S = 1.0
 """A stream is looked for at least so often and so long: a look at a directory can miss a file that is renamed meanwhile."""
+EDITED_MAX = 4
+"""Rotated files that are searched for the last lines of a stream whose content is nowhere as it was."""
 EVIDENCE_LINES = 2
 """So many equal lines at its beginning make a short file the beginning of another; one may be a header that all of them have."""
 RENAMED_KEEP_S = 3_600.0
@@ -44,10 +48,10 @@ class _Search:
 
     __slots__ = ("since", "tail", "tries")
 
-    def __init__(self, tail: Tail) -> None:
+    def __init__(self, tail: Tail, since: float) -> None:
         self.tail = tail
         self.tries = 0
-        self.since = time.monotonic()
+        self.since = since
 
 
 class Moves:
@@ -56,13 +60,16 @@ class Moves:
     def __init__(self, files: "Files") -> None:
         self._files = files
         self._searches: list[_Search] = []
-        self._chains: dict[str, int] = {}
-        """Families of which files may lie between the last known one and the live one, and the time of the last one that was lost."""
+        self._listed = Directories()
+        self._base: dict[str, int] = {}
+        """Rotated files of a family that are not older than this, and unknown, were written since it is followed."""
+        self._changed: set[str] = set()
+        """Families of which there may be such files."""
         self._known: set[Id] = set()
         """Streams that were there before the present look: the anchors of a chain."""
         self._directories: defaultdict[str, set[str]] = defaultdict(set)
         """Where the rotated files of a family were found, besides its own directory."""
-        self._doubts: dict[Id, tuple[Tail, float]] = {}
+        self._doubts: dict[Id, float] = {}
         """New files under the name of a stream whose own file has left it: an edited version, or the next file of a rotation."""
 
     @property
@@ -79,23 +86,34 @@ class Moves:
 
     def anchor(self, tail: Tail) -> None:
         """Note a stream that was known before the present look."""
-        self._known.add(tail.id)
+        if not (tail.state.get("retired") or tail.state.get("adrift")):
+            self._known.add(tail.id)
+        self._base[tail.family] = max(self._base.get(tail.family, 0), int(tail.state.get("base", 0)))
+        self._changed.add(tail.family)
+        if "doubt" in tail.state:
+            self._doubts[tail.id] = self._files.clock()
+        self._directories[tail.family].update(tail.state.get("places", ()))
 
     def doubt(self, tail: Tail) -> None:
         """Note a new file under the live name: it is compared with the stream that had the name before."""
+        if self._predecessor(tail) is not None:
+            tail.state["doubt"] = True
+            self._doubts[tail.id] = self._files.clock()
+
+    def _predecessor(self, tail: Tail) -> Tail | None:
+        """Return the newest stream of a family besides this one."""
         before = [
             other
-            for other in self._files.tails.values()
-            if other.family == tail.family and other is not tail and other.head_bytes and not is_archive(other.path)
+            for other in (*self._files.tails.values(), *self._files.past.values())
+            if other.family == tail.family and other.no < tail.no and not is_archive(other.path)
         ]
-        if before:
-            self._doubts[tail.id] = max(before, key=lambda other: other.mtime_ns), time.monotonic()
+        return max(before, key=lambda other: (other.no, other.mtime_ns), default=None)
 
     def set_adrift(self, tail: Tail) -> None:
         """Look for a stream."""
         tail.state["adrift"] = True
         tail.due = tail.leftover = False
-        self._searches.append(_Search(tail))
+        self._searches.append(_Search(tail, self._files.clock()))
 
     def family(self, path: str) -> str:
         """Return the family of a path, which is that of the stream followed there before."""
@@ -103,9 +121,12 @@ class Moves:
         return family_of(path) if tail is None else tail.family
 
     def kin(self) -> dict[str, list[Tail]]:
-        """Return the streams of which something was read, by family; those whose file is there first."""
+        """Return the streams that a file can be compared with, by family; those whose file is there first."""
         kin: defaultdict[str, list[Tail]] = defaultdict(list)
-        for tail in (*self._files.tails.values(), *reversed(self._files.past.values())):
+        for tail in self._files.tails.values():
+            if tail.size or tail.head_bytes:
+                kin[tail.family].append(tail)
+        for tail in reversed(self._files.past.values()):
             if tail.head_bytes:
                 kin[tail.family].append(tail)
         return kin
@@ -114,8 +135,6 @@ class Moves:
         """Note the name under which a stream's file was seen."""
         if tail.path == path:
             return
-        if tail.path == tail.family:
-            self._chains.setdefault(tail.family, 0)
         tail.path = path
         tail.state["path"] = path
 
@@ -134,7 +153,7 @@ class Moves:
         before = tail.at(tail.offset, tail.path, tail.id, birth_ns=tail.birth_ns)
         before.state["cut"] = True
         tail.restart()
-        tail.grew_at = time.monotonic()
+        tail.grew_at = self._files.clock()
         if before.offset:
             self.set_adrift(before)
         files.release(tail)
@@ -159,8 +178,6 @@ class Moves:
                 found = self._same_file(tail)
                 if found is not None:
                     self.renamed(tail, found.path)
-                elif tail.path == tail.family:
-                    self._chains[tail.family] = max(self._chains.get(tail.family, 0), status.st_mtime_ns)
                 else:
                     tail.path = tail.family
         if tail.gone_at is None:
@@ -181,15 +198,13 @@ class Moves:
             if sibling.id == tail.id and self._is(tail, sibling):
                 return sibling
         for directory in subdirectories(os.path.dirname(tail.family)):
-            for sibling in siblings(tail.family, (directory,)):
+            for sibling in self._listed.members(tail.family, (directory,)):
                 if sibling.id == tail.id and self._is(tail, sibling):
-                    self._directories[tail.family].add(directory)
+                    self._learn(tail.family, directory)
                     return sibling
         return None
 
     def _is(self, tail: Tail, sibling: Sibling) -> bool:
-        if is_archive(sibling.path) != is_archive(tail.path):
-            return False
         try:
             fd = os.open(sibling.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError:
@@ -199,24 +214,47 @@ class Moves:
         finally:
             os.close(fd)
 
-    def _siblings(self, family: str) -> list[Sibling]:
-        directory = os.path.dirname(family)
-        places = [directory, *self._files.rotated_to, *sorted(self._directories[family])]
+    def _learn(self, family: str, directory: str) -> None:
+        """Note that rotation moves the files of a family to another directory."""
+        self._directories[family].add(directory)
+        self._changed.add(family)
+
+    def _places(self, family: str) -> list[str]:
+        """Return the directories in which rotated files of a family are."""
+        places = [os.path.dirname(family), *self._files.rotated_to, *sorted(self._directories.get(family, ()))]
         if os.path.islink(family):
             places.append(os.path.dirname(os.path.realpath(family)))
-        return siblings(family, dict.fromkeys(places))
+        return list(dict.fromkeys(places))
+
+    def _siblings(self, family: str) -> list[Sibling]:
+        return self._listed.members(family, self._places(family))
+
+    def look(self) -> None:
+        """Look which directories were changed, and note the families that have rotated files there."""
+        families = {tail.family for tail in (*self._files.tails.values(), *self.adrift)}
+        places: defaultdict[str, list[str]] = defaultdict(list)
+        for family in families:
+            for directory in self._places(family):
+                places[directory].append(family)
+        for directory, members in places.items():
+            changed = self._listed.refresh((directory,))
+            if changed:
+                self._changed.update(family for family in members if os.path.basename(family) in changed)
 
     # A file that nobody knows
 
-    def decide(self, path: str, status: os.stat_result, kin: Iterable[Tail]) -> Tail | None | Literal[False]:
-        """Return the tail of a file that has to do with a known stream; None while there is nothing to read in it; False: a new stream."""
+    def decide(self, path: str, status: os.stat_result, kin: Iterable[Tail]) -> Tail | bool | None:  # noqa: PLR0911  # one line a verdict
+        """Return the tail of a file that has to do with a known stream; True where it is a copy of one that is still being read; False
+        for a new stream; None while it is not decided.
+        """
         files = self._files
+        kin = list(kin)
+        if not status.st_size and kin and path != kin[0].family:
+            return None if files.is_young(status) else False
         sibling = Sibling(path, status)
-        for tail in list(kin):
-            is_there = files.tails.get(tail.id) is tail
-            if is_there and path == tail.family:
-                continue  # see `doubt`
-            if is_there and not is_archive(tail.path):
+        kin = [tail for tail in kin if path != tail.family or files.tails.get(tail.id) is not tail]  # see `doubt`
+        for tail in kin:
+            if files.tails.get(tail.id) is tail and not is_archive(tail.path):
                 copied = self._copied(tail, sibling)
                 if copied is not False:
                     return copied
@@ -226,14 +264,23 @@ class Moves:
                 return self._go_on(tail, tail.offset, sibling, birth)
             if verdict is Kin.PART and path != tail.family:
                 return self._go_on(tail, status.st_size, sibling, birth)
-            if verdict is Kin.UNCLEAR and path != tail.family and (files.contents.busy or self._is_young(status)):
+            if verdict is Kin.UNCLEAR and path != tail.family and (files.contents.busy or files.is_young(status)):
                 return None
+        # One that is gone may have been replaced by an edited version, which was rotated since.
+        gone = [tail for tail in kin if not is_archive(tail.path) and self._is_gone(tail)]
+        if gone and path != gone[0].family:
+            tail = max(gone, key=lambda one: (one.no, one.mtime_ns))
+            if tail.due:
+                return None
+            return self._continued(tail, sibling)
         return False
 
-    def _is_young(self, status: os.stat_result) -> bool:
-        return time.time() - status.st_mtime < self._files.grace_s
+    def _is_gone(self, tail: Tail) -> bool:
+        """Whether the file of a stream was deleted."""
+        fd = self._files.descriptor(tail)
+        return self._files.tails.get(tail.id) is not tail if fd is None else os.fstat(fd).st_nlink == 0
 
-    def _copied(self, tail: Tail, sibling: Sibling) -> Tail | None | Literal[False]:
+    def _copied(self, tail: Tail, sibling: Sibling) -> Tail | bool | None:  # noqa: PLR0911  # one line a verdict
         """Compare a file with one that is there: a copy has nothing to read, and is done as soon as the original was read so far."""
         from agent.sources.logfile_tail import Exchanged
 
@@ -244,13 +291,18 @@ class Moves:
             fd = files.open(tail)
             if not self._is_intact(tail, fd):
                 return None  # it was cut just now: what is in the copy is decided with that
+            status = os.fstat(fd)
+            if status.st_size == 0:
+                return False
             size = files.contents.copied(fd, tail, sibling)
         except (OSError, Exchanged, Unfinished):
             return None if files.contents.busy else False
-        if size is None or size > os.fstat(fd).st_size:
+        if size is None or size > status.st_size:
             return False
-        if size < 0 or size > tail.offset:
+        if size < 0:
             return None
+        if size > tail.offset:
+            return True
         copy = self._go_on(tail, size, sibling, 0)
         copy.state["end"] = size
         copy.due = False
@@ -267,6 +319,18 @@ class Moves:
             copy.advance(size, copy.head, b"")
         return copy
 
+    def _continued(self, tail: Tail, sibling: Sibling) -> Tail | Literal[False]:
+        """Continue a stream in a file that has all of it and more, or an edited version of it."""
+        verdict, birth = self._files.contents.compare(tail, sibling)
+        if verdict is Kin.CONTINUES:
+            return self._go_on(tail, tail.offset, sibling, birth)
+        position = None if is_archive(sibling.path) else self._files.contents.position(tail, sibling)
+        if position is None:
+            return False
+        other = self._go_on(tail, position, sibling, birth)
+        self._files.contents.rebase(other, sibling)
+        return other
+
     @staticmethod
     def _is_intact(tail: Tail, fd: int) -> bool:
         before = min(int(tail.state.get("last_bytes", 0)), tail.offset)
@@ -276,6 +340,11 @@ class Moves:
     def _go_on(self, tail: Tail, offset: int, sibling: Sibling, birth_ns: int) -> Tail:
         """Continue a stream in another file, from where it was read to."""
         files = self._files
+        if not birth_ns:
+            with suppress(OSError):
+                fd = open_regular(sibling.path, follow=False)
+                birth_ns = born_ns(fd)
+                os.close(fd)
         other = tail.at(offset, sibling.path, sibling.id, birth_ns=birth_ns)
         other.state["mtime"] = other.mtime_ns = sibling.status.st_mtime_ns
         files.tails[sibling.id] = other
@@ -289,20 +358,31 @@ class Moves:
             if self._resolve(search, now):
                 self._searches.remove(search)
                 search.tail.state.pop("adrift", None)
-        for id_, (before, since) in list(self._doubts.items()):
+        self._settle_doubts(now)
+        for family in [family for family in self._changed if not self.is_adrift(family)]:
+            if self._read_between(family, now):
+                self._changed.discard(family)
+        self._known = set(self._files.tails)
+
+    def _settle_doubts(self, now: float) -> None:
+        for id_, since in list(self._doubts.items()):
             own = self._files.tails.get(id_)
-            if own is None or not own.is_fresh or self._edited(before, own, now, now - since) != "wait":
-                del self._doubts[id_]
-        for family in [family for family in self._chains if not self.is_adrift(family)]:
-            if self._chain(family, self._chains[family], now):
-                del self._chains[family]
-        self._known = {tail.id for tail in self._files.tails.values()}
+            before = None if own is None or not own.is_fresh else self._predecessor(own)
+            if own is not None and before is not None:
+                if self._files.tails.get(before.id) is before and (before.due or before.leftover):
+                    continue  # it is read to its end first
+                if self._edited(before, own, now, now - since) == "wait":
+                    continue
+            del self._doubts[id_]
+            if own is not None:
+                own.state.pop("doubt", None)
 
     def _resolve(self, search: _Search, now: float) -> bool:
         """Return whether it is decided what became of a stream."""
         tail = search.tail
         search.tries += 1
         waited_s = now - search.since
+        files = self._files
         own = self._at_its_name(tail)
         if own is not None:
             verdict = self._edited(tail, own, now, waited_s)
@@ -310,15 +390,19 @@ class Moves:
                 return verdict == "found"
         found, unclear = self._elsewhere(tail)
         if found is not None:
-            sibling, birth = found
-            other = self._go_on(tail, tail.offset, sibling, birth)
+            sibling, birth, position = found
+            if (directory := os.path.dirname(sibling.path)) != os.path.dirname(tail.family):
+                self._learn(tail.family, directory)
+            other = self._go_on(tail, position, sibling, birth)
+            if position != tail.offset:
+                files.contents.rebase(other, sibling)
             other.gone_at = other.grew_at = now
             self._known.add(other.id)
             self._gap(tail, _CUT if tail.state.get("cut") else "", rest_recovered=True)
-            self._chains.setdefault(tail.family, 0)
+            self._changed.add(tail.family)
             return True
-        patience_s = self._files.grace_s if unclear else min(self._files.grace_s, SEARCH_S)
-        if self._files.contents.busy or search.tries < SEARCH_TRIES or (waited_s < patience_s and (unclear or own is None)):
+        patience_s = files.grace_s if unclear else min(files.grace_s, SEARCH_S)
+        if files.contents.busy or search.tries < SEARCH_TRIES or (waited_s < patience_s and (unclear or own is None)):
             return False
         self._lost(tail)
         return True
@@ -327,11 +411,22 @@ class Moves:
         cut = bool(tail.state.get("cut"))
         if cut:
             self._gap(tail, _CUT, rest_recovered=self._is_covered(tail))
-        else:
+        elif not (tail.is_fresh and self._is_compressed(tail)):
             self._gap(tail, _LOST)
-            self._chains[tail.family] = max(self._chains.get(tail.family, 0), int(tail.state.get("mtime", 0)))
+        self._changed.add(tail.family)
         tail.state.pop("cut", None)
         self._files.retire(tail)
+
+    def _is_compressed(self, tail: Tail) -> bool:
+        """Whether a file of which nothing was read, so that no content tells, is one of the archives: rotation deletes the oldest
+        first, and an older file is still there.
+        """
+        since_ns = int(tail.state.get("mtime", 0))
+        places = self._siblings(tail.family)
+        return any(is_archive(one.path) and one.status.st_mtime_ns >= since_ns for one in places) and (
+            any(one.status.st_mtime_ns < since_ns for one in places)
+            or any(one.status.st_mtime_ns == since_ns for one in places)
+        )
 
     def _is_covered(self, tail: Tail) -> bool:
         """Whether a copy of all that was read is known."""
@@ -348,7 +443,10 @@ class Moves:
             )
 
     def _at_its_name(self, tail: Tail) -> Tail | None:
-        """Return the stream, unread as yet, that has the stream's name now."""
+        """Return the stream, unread as yet, that is in the file of one that was cut, or has the name of one that is gone."""
+        if tail.state.get("cut"):
+            own = self._files.tails.get(tail.id)
+            return own if own is not None and own.is_fresh else None
         for other in self._files.tails.values():
             if other.path == tail.family and other.family == tail.family and other.is_fresh:
                 return other
@@ -370,89 +468,85 @@ class Moves:
                 settled_s = min(self._files.grace_s, SEARCH_S)
                 if begins_alike and now - own.grew_at < settled_s and waited_s < max(self._files.grace_s, SEARCH_S):
                     return "wait"  # still being written
-                if verdict is not Kin.PART or (size <= HEAD_BYTES and os.pread(fd, size, 0).count(b"\n") < EVIDENCE_LINES):
+                if verdict is not Kin.PART or (
+                    size <= HEAD_BYTES and os.pread(fd, size, 0).count(b"\n") < EVIDENCE_LINES
+                ):
                     return "other"
                 position = size
                 if self._files.descriptor(tail) is None or tail.state.get("cut"):
                     self._gap(tail, _SHORTENED)
             other = tail.at(position, own.path, own.id, birth_ns=own.birth_ns)
             other.rebase(fd)
-            self._superseded_by_edit(tail)
         except (OSError, Exchanged):
             return "wait" if waited_s < self._files.grace_s else "other"
         other.size, other.grew_at, other.mtime_ns = own.size, own.grew_at, own.mtime_ns
         self._files.tails[own.id] = other
         return "found"
 
-    def _superseded_by_edit(self, tail: Tail) -> None:
-        """What is left in the old version is in the new one too. Raises OSError."""
-        fd = self._files.descriptor(tail)
-        if self._files.tails.get(tail.id) is not tail or fd is None:
-            return
-        status = os.fstat(fd)
-        tail.offset = status.st_size
-        tail.rebase(fd)
-        tail.state["end"] = status.st_size
-        tail.seen = (status.st_size, status.st_mtime_ns)
-        tail.due = tail.leftover = False
-
-    def _elsewhere(self, tail: Tail) -> tuple[tuple[Sibling, int] | None, bool]:
-        """Return the file that has a stream's content, and whether there are some of which that is not known yet."""
+    def _elsewhere(self, tail: Tail) -> tuple[tuple[Sibling, int, int] | None, bool]:
+        """Return the file that has a stream's content, when it was made, and where to continue in it; and whether there are some
+        of which that is not known yet.
+        """
         files = self._files
         unclear = False
-        places = self._siblings(tail.family)
-        if not places:
-            for directory in subdirectories(os.path.dirname(tail.family)):
-                if more := siblings(tail.family, (directory,)):
-                    self._directories[tail.family].add(directory)
-                    places += more
-        for sibling in sorted(places, key=lambda one: one.status.st_mtime_ns, reverse=True):
-            other = files.tails.get(sibling.id)
-            if (other is not None and not other.is_fresh) or (tail.state.get("cut") and sibling.id == tail.id):
-                continue
+        edited: list[Sibling] = []
+        for sibling in self._unread(tail):
             if sibling.id == tail.id and tail.birth_ns and self._is(tail, sibling) and not is_archive(sibling.path):
-                return (sibling, tail.birth_ns), unclear
+                return (sibling, tail.birth_ns, tail.offset), unclear
             if not tail.head_bytes:
                 continue
             verdict, birth = files.contents.compare(tail, sibling)
             if verdict is Kin.CONTINUES:
-                return (sibling, birth), unclear
-            if verdict is Kin.UNCLEAR and (files.contents.busy or self._is_young(sibling.status)):
+                return (sibling, birth, tail.offset), unclear
+            if verdict is Kin.UNCLEAR and (files.contents.busy or self._files.is_young(sibling.status)):
                 unclear = True
+            elif verdict is Kin.OTHER and not is_archive(sibling.path):
+                edited.append(sibling)
+        for sibling in edited[:EDITED_MAX]:
+            position = files.contents.position(tail, sibling)
+            if position is not None:
+                return (sibling, 0, position), unclear
         return None, unclear
+
+    def _unread(self, tail: Tail) -> list[Sibling]:
+        """Return the rotated files of which nothing was read, newest first; where there are none, those in the directories below."""
+        places = self._siblings(tail.family)
+        if not places:
+            for directory in subdirectories(os.path.dirname(tail.family)):
+                places += self._listed.members(tail.family, (directory,))
+        tails = self._files.tails
+        places = [one for one in places if one.id not in tails or tails[one.id].is_fresh]
+        if tail.state.get("cut"):
+            places = [one for one in places if one.id != tail.id]
+        return sorted(places, key=lambda one: one.status.st_mtime_ns, reverse=True)
 
     # The files between the last known one and the live one
 
-    def _chain(self, family: str, lost_ns: int, now: float) -> bool:
-        """Read the files between, oldest first. Returns False where that cannot be decided yet."""
+    def _read_between(self, family: str, now: float) -> bool:
+        """Read the rotated files that nobody has seen, oldest first. Returns False where that cannot be decided yet."""
         files = self._files
-        places = {sibling.path: sibling for sibling in self._siblings(family)}
+        places = {sibling.path: sibling for sibling in self._siblings(family) or self._moved_away(family)}
         order = in_order([(path, sibling.status.st_mtime_ns) for path, sibling in places.items()], family)
-        known = [
-            n
-            for n, path in enumerate(order)
-            if places[path].id in self._known and places[path].id in files.tails and files.tails[places[path].id].family == family
-        ]
-        if known:
-            newer = order[known[-1] + 1 :]
-        elif lost_ns:
-            newer = [path for path in order if places[path].status.st_mtime_ns >= lost_ns]
-        else:
-            newer = []
-        kin = self.kin().get(family, [])
+        past = {tail.id: tail for tail in files.past.values() if tail.family == family}
+        known = [n for n, path in enumerate(order) if self._is_known(places[path], family, past)]
+        after = known[-1] + 1 if known else len(order)
+        base_ns = self._base.get(family, 0)
         new: list[Sibling] = []
-        for path in newer:
+        kin = self.kin().get(family, [])
+        for n, path in enumerate(order):
             sibling = places[path]
+            if n in known or (n < after and sibling.status.st_mtime_ns < base_ns):
+                continue
             other = files.tails.get(sibling.id)
             if other is not None:
                 other.family = other.state["family"] = family
                 continue
             decision = self.decide(path, sibling.status, kin)
-            if decision is None and (files.contents.busy or self._is_young(sibling.status)):
+            if decision is None:
                 return False
             if decision is False:
                 new.append(sibling)
-            elif decision is not None:
+            elif decision is not True:
                 decision.gone_at = decision.grew_at = now
         for sibling in new:
             tail = files.add(sibling.path, sibling.id, family, sibling.status)
@@ -460,7 +554,43 @@ class Moves:
             files.touch(tail, sibling.status, now)
         if known and missing_numbers(order[known[-1] :], family):
             files.declared.append({"reason": _BETWEEN, "file": family, "events": None})
+        self._move_base(family)
         return True
+
+    def begin(self, tail: Tail) -> None:
+        """Note from when on a family is followed: rotated files that are older are not read."""
+        self._base.setdefault(tail.family, tail.mtime_ns + 1)
+        tail.state["base"] = self._base[tail.family]
+
+    def _move_base(self, family: str) -> None:
+        """All that was rotated up to now is known."""
+        tails = [tail for tail in self._files.tails.values() if tail.family == family]
+        rotated = [tail for tail in tails if tail.path != family or tail.gone_at is not None]
+        rotated += [tail for tail in self._files.past.values() if tail.family == family]
+        base_ns = max([self._base.get(family, 0), *(tail.mtime_ns for tail in rotated)])
+        self._base[family] = base_ns
+        for tail in tails:
+            tail.state["base"] = base_ns
+            if self._directories.get(family):
+                tail.state["places"] = sorted(self._directories[family])
+
+    def _moved_away(self, family: str) -> list[Sibling]:
+        """Return the rotated files in the directory below that has the content of a known stream; [] where there is none."""
+        known = [tail for tail in (*self._files.tails.values(), *self._files.past.values()) if tail.family == family]
+        for directory in subdirectories(os.path.dirname(family)):
+            found = self._listed.members(family, (directory,))
+            for sibling in found:
+                if any(self._files.contents.compare(tail, sibling)[0] is Kin.CONTINUES for tail in known):
+                    self._learn(family, directory)
+                    return found
+        return []
+
+    def _is_known(self, sibling: Sibling, family: str, past: dict[Id, Tail]) -> bool:
+        """Whether a file is one that was followed before the present look."""
+        tail = self._files.tails.get(sibling.id)
+        if tail is not None:
+            return sibling.id in self._known and tail.family == family
+        return sibling.id in past and self._is(past[sibling.id], sibling)
 
 
 def _is_at(tail: Tail) -> bool:

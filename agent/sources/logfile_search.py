@@ -4,26 +4,31 @@ Comparing takes bounded time: of two files some places are compared, of an archi
 decided then is `Kin.UNCLEAR`, and goes on at the next call where it stopped.
 """
 
-# Plain strings, as in logfile_tail.py.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH208
+# Plain strings: ten thousand paths, twice a second; a pathlib path costs ten times as much.
+# ruff: noqa: PTH116, PTH118, PTH119
 
+import itertools
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from agent.sources.logfile_archive import SLICE_BYTES, Archive, Unfinished
 from agent.sources.logfile_identity import Id, Kin, Plain, Tail
-from agent.sources.logfile_name import is_archive, is_member
+from agent.sources.logfile_name import family_of, is_archive, live_of
 from agent.sources.logfile_open import birth_ns, open_regular
 
 ARCHIVES_OPEN_MAX = 4
 """Archives being unpacked at once; one that is closed in between is unpacked from its beginning again."""
+READ_BYTES = 262_144
 SAMPLE_BYTES = 4_096
 SAMPLES = 16
 SUBDIRECTORIES_MAX = 64
-ENTRIES_MAX = 100_000
+ENTRIES_MAX = 500_000
+RECENT_NS = 2_000_000_000
 
 
 class Sibling(NamedTuple):
@@ -37,25 +42,55 @@ class Sibling(NamedTuple):
         return self.status.st_dev, self.status.st_ino
 
 
-def siblings(live: str, directories: Iterable[str]) -> list[Sibling]:
-    """Return the rotated files of a live file in these directories: regular files, no links. The live file itself is not among them."""
-    base = os.path.basename(live)
-    found: dict[Id, Sibling] = {}
-    for directory in directories:
-        try:
-            with os.scandir(directory) as entries:
-                for n, entry in enumerate(entries):
-                    if n >= ENTRIES_MAX:
-                        break
-                    if not is_member(entry.name, base):
-                        continue
-                    status = entry.stat(follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode):
-                        sibling = Sibling(os.path.join(directory, entry.name), status)
-                        found.setdefault(sibling.id, sibling)
-        except OSError:
-            continue
-    return list(found.values())
+class Directories:
+    """The rotated files in directories, by the base name of their live file. A directory is read again when it was changed."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[int, dict[str, list[str]]]] = {}
+
+    def refresh(self, directories: Iterable[str]) -> set[str]:
+        """Read the directories that were changed. Returns the base names of live files that have, or had, rotated files there."""
+        changed: set[str] = set()
+        for directory in directories:
+            try:
+                mtime_ns = os.stat(directory).st_mtime_ns
+            except OSError:
+                self._read.pop(directory, None)
+                continue
+            before = self._read.get(directory)
+            # A change right after it was read may have the same time.
+            if before is None or before[0] != mtime_ns or time.time_ns() - mtime_ns < RECENT_NS:
+                self._read[directory] = mtime_ns, _members(directory)
+                changed.update(*(one[1] for one in (before, self._read[directory]) if one))
+        return changed
+
+    def members(self, live: str, directories: Iterable[str]) -> list[Sibling]:
+        """Return the rotated files of a live file: regular files, no links. The live file itself is not among them."""
+        found: dict[Id, Sibling] = {}
+        for directory in directories:
+            if directory not in self._read:
+                self.refresh((directory,))
+            for name in self._read.get(directory, (0, {}))[1].get(os.path.basename(live), ()):
+                path = os.path.join(directory, name)
+                try:
+                    status = os.stat(path, follow_symlinks=False)
+                except OSError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found.setdefault((status.st_dev, status.st_ino), Sibling(path, status))
+        return list(found.values())
+
+
+def _members(directory: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in itertools.islice(entries, ENTRIES_MAX):
+                for live in {family_of(entry.name), live_of(entry.name)} - {entry.name}:
+                    found.setdefault(live, []).append(entry.name)
+    except OSError:
+        pass
+    return found
 
 
 def subdirectories(directory: str) -> list[str]:
@@ -100,13 +135,13 @@ class Contents:
     def compare(self, tail: Tail, sibling: Sibling) -> tuple[Kin, int]:
         """Return what a file is to a stream, and when the file was made. A file that cannot be read is unclear."""
         try:
-            if is_archive(sibling.path):
-                return tail.compare(self.archive(sibling.id, sibling.path), None), 0
             fd = open_regular(sibling.path, follow=False)
             try:
                 status = os.fstat(fd)
                 if (status.st_dev, status.st_ino) != sibling.id:
                     return Kin.UNCLEAR, 0
+                if is_archive(sibling.path):
+                    return tail.compare(self.archive(sibling.id, sibling.path), None), birth_ns(fd)
                 return tail.compare(Plain(fd), status.st_size), birth_ns(fd)
             finally:
                 os.close(fd)
@@ -115,6 +150,28 @@ class Contents:
             return Kin.UNCLEAR, 0
         except OSError:
             return Kin.UNCLEAR, 0
+
+    def position(self, tail: Tail, sibling: Sibling) -> int | None:
+        """Return where a stream goes on in a file that is an edited version of it."""
+        try:
+            fd = open_regular(sibling.path, follow=False)
+        except OSError:
+            return None
+        try:
+            return tail.position_in_edited(fd, os.fstat(fd).st_size)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def rebase(self, tail: Tail, sibling: Sibling) -> None:
+        """Take a stream's fingerprints from a file that holds an edited version."""
+        with suppress(OSError):
+            fd = open_regular(sibling.path, follow=False)
+            try:
+                tail.rebase(fd)
+            finally:
+                os.close(fd)
 
     def copied(self, origin: int, tail: Tail, sibling: Sibling) -> int | None:
         """Return the size of the content of a file that is a copy of an open one, or -1 while that is not decided; None: it is none.
@@ -141,14 +198,14 @@ class Contents:
         begin = at
         while at - begin < SLICE_BYTES:
             try:
-                data = archive.read_at(at, 262_144)
+                data = archive.read_at(at, READ_BYTES)
             except Unfinished:
                 break
             if data[: max(0, size - at)] != os.pread(origin, len(data), at):
                 self._compared.pop(key, None)
                 return None
             at += len(data)
-            if len(data) < 262_144:  # noqa: PLR2004  # its end
+            if len(data) < READ_BYTES:  # its end
                 self._compared.pop(key, None)
                 return at
         self._compared[key] = at

@@ -12,13 +12,14 @@ the last known one and the live one (rotations while nobody looked) are read in 
 See logfile_identity.py for how a stream is recognised, and logfile_moves.py for what became of one.
 """
 
-# Plain strings: ten thousand paths, twice a second: plain strings cost a tenth of pathlib.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH120, PTH123
+# Plain strings: ten thousand paths, twice a second; a pathlib path costs ten times as much.
+# ruff: noqa: PTH100, PTH112, PTH116, PTH120, PTH123
 
+import itertools
 import os
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from glob import has_magic
 from typing import Any, NamedTuple
@@ -72,12 +73,23 @@ Trouble = OSError | Replaced | Exchanged | Unfinished
 class Files:
     """All the streams of a source, and their open descriptors."""
 
-    def __init__(self, paths: Iterable[str], *, files_max: int, grace_s: float, rotated_to: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        paths: Iterable[str],
+        *,
+        files_max: int,
+        grace_s: float,
+        rotated_to: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         from agent.sources.logfile_moves import Moves
 
         self._paths = tuple(paths)
         self._files_max = files_max
         self.grace_s = grace_s
+        self.clock = clock
+        self._wall_clock = wall_clock
         self.rotated_to = tuple(rotated_to)
         self.tails: dict[Id, Tail] = {}
         self.past: OrderedDict[tuple[Id, str], Tail] = OrderedDict()
@@ -91,6 +103,7 @@ class Files:
         """Those that could not be read when they should have been."""
         self.moves = Moves(self)
         self._turn = 0
+        self._streams = 0
         self._missing_since: dict[str, float] = {}
         self._matched: set[str] = set()
 
@@ -100,13 +113,14 @@ class Files:
                 tail = Tail.restored(state, family_of(str(state["path"])))
             except (KeyError, TypeError, ValueError):
                 continue
+            self._streams = max(self._streams, tail.no)
+            self.moves.anchor(tail)
             if state.get("retired"):
                 self.past[tail.id, str(state.get("head"))] = tail
             elif state.get("adrift"):
                 self.moves.set_adrift(tail)
             else:
                 self.tails[tail.id] = tail
-                self.moves.anchor(tail)
 
     def states(self) -> list[dict[str, Any]]:
         """Return what the cursor keeps."""
@@ -123,12 +137,11 @@ class Files:
         found: dict[Id, tuple[str, os.stat_result]] = {}
         self.troubles = {}
         refused: dict[str, str] = {}
-        now_s = time.time()
         for pattern in self._paths:
             matched = False
             for path, status in matches(pattern, refused.__setitem__):
                 matched = True
-                if is_archive(path) and now_s - status.st_mtime < self.grace_s:
+                if is_archive(path) and self.is_young(status):
                     continue  # may still be written; one that was made from an old file has that file's time
                 if len(found) >= self._files_max and (status.st_dev, status.st_ino) not in found:
                     self.troubles[pattern] = (
@@ -148,8 +161,8 @@ class Files:
             self._matched.add(pattern)
             self._missing_since.pop(pattern, None)
             return
-        since = self._missing_since.setdefault(pattern, time.monotonic())
-        if (pattern not in self._matched or time.monotonic() - since > self.grace_s) and pattern not in self.troubles:
+        since = self._missing_since.setdefault(pattern, self.clock())
+        if (pattern not in self._matched or self.clock() - since > self.grace_s) and pattern not in self.troubles:
             self.troubles[pattern] = self._why_nothing(pattern)
 
     @staticmethod
@@ -160,7 +173,7 @@ class Files:
         if not os.access(directory, os.R_OK | os.X_OK):
             return f"{directory}: permission denied; add the agent's user to the group that may read it"
         what = "matches no file yet" if has_magic(pattern) else "no such file yet"
-        return f"{pattern}: {what}; correct the path, or start the program that writes it (a system without log files: type = \"journal\")"
+        return f'{pattern}: {what}; correct the path, or start the program that writes it (a system without log files: type = "journal")'
 
     def directories(self) -> set[str]:
         """The directories in which something may happen that matters."""
@@ -175,7 +188,8 @@ class Files:
         """Bring the streams up to date with what lies on the disk."""
         self.contents.busy = False
         listing = self._listing()
-        now = time.monotonic()
+        self.moves.look()
+        now = self.clock()
         unknown: list[tuple[Id, str, os.stat_result]] = []
         for id_, (path, status) in listing.items():
             tail = self.tails.get(id_)
@@ -236,6 +250,10 @@ class Files:
             tail.grew_at = now
         if status.st_size > tail.state.get("end", status.st_size):
             tail.state["late"] = True
+        elif "late" in tail.state and now - tail.grew_at > self.grace_s:
+            del tail.state["late"]
+        if tail.state.get("done") and status.st_mtime_ns != tail.state.get("mtime", status.st_mtime_ns):
+            del tail.state["done"]  # an archive does not change: it is another one now
         tail.size, tail.mtime_ns = status.st_size, status.st_mtime_ns
         if (tail.size, tail.mtime_ns) != tail.seen and not tail.state.get("done"):
             tail.due = True
@@ -250,34 +268,39 @@ class Files:
         except OSError:
             return
         if (status.st_dev, status.st_ino) == tail.id:
-            self.touch(tail, status, time.monotonic())
+            self.touch(tail, status, self.clock())
 
     def add(self, path: str, id_: Id, family: str, status: os.stat_result) -> Tail:
         """Begin a stream at the first byte of a file."""
         tail = Tail(path, id_, family)
+        self._streams += 1
+        tail.state["no"] = self._streams
         tail.state["mtime"] = tail.mtime_ns = status.st_mtime_ns
         with suppress(OSError):
             fd = open_regular(path, follow=not self._is_below_wildcard(path))
             tail.state["birth"] = birth_ns(fd)
             os.close(fd)
         self.tails[id_] = tail
+        self.moves.begin(tail)
         return tail
 
     def _new(self, id_: Id, path: str, status: os.stat_result, kin: dict[str, list[Tail]]) -> Tail | None:
         """Return the tail of a file not seen before; None while it is not certain what it is, or where it has nothing new."""
         family = self.moves.family(path)
-        if is_temporary(path) and time.time() - status.st_mtime < self.grace_s:
+        if is_temporary(path) and self.is_young(status):
             return None
-        live = live_of(path) if family == path else family
+        live = live_of(path)
+        if live == path or not (live in kin or self.moves.is_adrift(live)):
+            live = family
         known = kin.get(live, ())
         if path != live:
             if self.moves.is_adrift(live):
                 return None  # decided together with the stream that is looked for
             if known and not self._is_readable(path, id_, family, status):
                 return None
-        tail = self.moves.decide(path, status, known)
-        if tail is not False:
-            return tail
+        decision = self.moves.decide(path, status, known)
+        if decision is not False:
+            return None if decision is True else decision
         tail = self.add(path, id_, family, status)
         if path == family:
             self.moves.doubt(tail)
@@ -321,18 +344,26 @@ class Files:
             if len(tails) == 1:
                 tails[0].order, tails[0].superseded = 0, False
                 continue
-            places = {path: n for n, path in enumerate(in_order([(tail.path, tail.mtime_ns) for tail in tails], family), 1)}
+            places = {
+                path: n for n, path in enumerate(in_order([(tail.path, tail.mtime_ns) for tail in tails], family), 1)
+            }
             for tail in tails:
                 named = tail.gone_at is None or (
                     tail.path != family and (tail.id not in self._fds or os.fstat(self._fds[tail.id]).st_nlink > 0)
                 )
                 tail.order = places[tail.path] if named else 0
             tails.sort(key=lambda tail: (tail.order, tail.mtime_ns))
-            for tail, successor in zip(tails, tails[1:], strict=False):
-                tail.superseded = True
-                if successor.size and not tail.settling and not is_archive(tail.path):
-                    tail.settling = tail.due = True  # what is read from now on is its end
             tails[-1].superseded = False
+            begun = False
+            for tail, successor in reversed(list(itertools.pairwise(tails))):
+                tail.superseded = True
+                begun = begun or successor.size > 0 or successor.superseded
+                if (
+                    (begun or self.clock() - tail.grew_at > self.grace_s)
+                    and not tail.settling
+                    and not is_archive(tail.path)
+                ):
+                    tail.settling = tail.due = True  # what is read from now on is its end
 
     def retire(self, tail: Tail) -> None:
         """Put a stream that was read to its end among those of the past."""
@@ -353,14 +384,14 @@ class Files:
         if is_archive(tail.path):
             return True
         rotated = tail.superseded or tail.gone_at is not None
-        return rotated and time.monotonic() - max(tail.gone_at or 0.0, tail.grew_at) > self.grace_s
+        return rotated and self.clock() - max(tail.gone_at or 0.0, tail.grew_at) > self.grace_s
 
     def hold(self, tail: Tail) -> None:
         """Note that a stream cannot be read just now; it keeps its place in the order for a while."""
         tail = self.stuck.setdefault(tail.id, tail)
         tail.stuck_tries += 1
         if tail.stuck_tries == 1:
-            tail.stuck_since = time.monotonic()
+            tail.stuck_since = self.clock()
 
     def release(self, tail: Tail) -> None:
         """It was read, or will not be."""
@@ -368,16 +399,19 @@ class Files:
         if held is not None:
             held.stuck_tries = 0
 
-    @staticmethod
-    def waited_for(tail: Tail) -> bool:
+    def is_young(self, status: os.stat_result) -> bool:
+        """Whether a file was changed within the grace."""
+        return self._wall_clock() - status.st_mtime < self.grace_s
+
+    def waited_for(self, tail: Tail) -> bool:
         """Whether younger files still wait for a stream that is held."""
-        return tail.stuck_tries < STUCK_TRIES or time.monotonic() - tail.stuck_since < STUCK_WAIT_S
+        return tail.stuck_tries < STUCK_TRIES or self.clock() - tail.stuck_since < STUCK_WAIT_S
 
     # Reading
 
     def descriptor(self, tail: Tail) -> int | None:
-        """Return the open descriptor of a stream, if it has one."""
-        return self._fds.get(tail.id)
+        """Return the open descriptor of a stream, if it has one. Another stream may have the same device and inode by now."""
+        return self._fds.get(tail.id) if self.tails.get(tail.id) is tail else None
 
     def _close(self, id_: Id) -> None:
         self.contents.drop(id_)
