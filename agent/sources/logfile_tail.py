@@ -205,18 +205,26 @@ class Files:
         for id_ in [id_ for id_ in self.tails if id_ not in listing]:
             self.moves.missing(self.tails[id_], now)
         if unknown:
-            kin = self.moves.kin()
-            for id_, path, status in unknown:
-                tail = self._new(id_, path, status, kin)
-                if tail is not None:
-                    if start_at_end:
-                        self._to_end(tail, status.st_size)
-                    self.touch(tail, status, now)
+            self._take_up(unknown, now, start_at_end=start_at_end)
         self.moves.settle(now)
         for id_ in [id_ for id_ in self.stuck if id_ not in listing and id_ not in self.tails]:
             self.release(self.stuck[id_])
         self._rank()
         self.by_path = {tail.path: tail for tail in self.tails.values() if tail.gone_at is None}
+
+    def _take_up(self, unknown: list[tuple[Id, str, os.stat_result]], now: float, *, start_at_end: bool) -> None:
+        """Begin or continue streams in files not seen before. Live files first: one with a rotated name may be a copy of one."""
+        unknown.sort(key=lambda one: one[1] != family_of(one[1]) or live_of(one[1]) != one[1])
+        kin = self.moves.kin()
+        for id_, path, status in unknown:
+            tail = self._new(id_, path, status, kin)
+            if tail is None:
+                continue
+            if start_at_end:
+                self._to_end(tail, status.st_size)
+            self.touch(tail, status, now)
+            if tail not in kin.setdefault(tail.family, []):
+                kin[tail.family].append(tail)
 
     def _is_same(self, tail: Tail, path: str) -> bool:
         """Return whether the file of a tail's inode is the tail's: an open file keeps its inode, others are looked at."""

@@ -102,16 +102,17 @@ class World:
         self.looked_at: set[tuple[int, int]] = set()
         """The live file at the last look: nobody can know how it ended."""
         self.seen: set[tuple[int, int]] = set()
+        self.cut_unseen = False
+        """The live file was cut since the last look."""
         self.late_ones: set[tuple[int, int]] = set()
         self.changed = False
         """An editor was there since the last look."""
         self.unseen: set[int] = set()
         """Lines of files that were made and deleted between two looks."""
-        self.source: LogSource | None = None
+        self.source: LogSource = None  # type: ignore[assignment]  # made by _restart
         self.loop = asyncio.new_event_loop()
         self.live.touch()
         self._restart()
-        assert self.source is not None
         self.source._files.scan()
         self._commit((), self.source._cursor())
         if habits.olddir:
@@ -125,8 +126,7 @@ class World:
             self.look(random.Random(0))
 
     def close(self) -> None:
-        if self.source is not None:
-            self.source._files.close()
+        self.source._files.close()
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
@@ -192,7 +192,7 @@ class World:
 
     def _delete(self, path: Path) -> None:
         lines = set(self._numbers(path))
-        if self._id(path) not in self.seen:
+        if self._id(path) not in self.seen or (path == self.live and self.cut_unseen):
             self.unseen |= lines
         if lines - set(self.got) or self._id(path) in self.looked_at | self.late_ones:
             self.reasons["deleted"] += 1
@@ -244,6 +244,7 @@ class World:
             self.look(rng)
         os.truncate(self.live, 0)
         self.reasons["cut"] += 1
+        self.cut_unseen = True
 
     def compress(self, rng: random.Random) -> None:
         plain = [path for path in self.rotated if path.suffix not in PACK]
@@ -274,6 +275,7 @@ class World:
         """An editor: a new file with a line more, an old line less, renamed over the log."""
         if self.half or not self.live.stat().st_size:
             return
+        self.look(rng)  # who edits a file leaves the reader some time
         if not set(self._numbers(self.live)) & set(self.got):
             self.reasons["deleted"] += 1  # nothing of it is known by which to recognise it
         new = self.folder / "sedAbCdEf"
@@ -284,6 +286,7 @@ class World:
         """Another editor: the same file, written anew."""
         if self.half:
             return
+        self.look(rng)
         data = self._edited(rng)
         with self.live.open("r+b") as file:
             file.truncate()
@@ -352,7 +355,6 @@ class World:
         """Look at the disk and read, at most so many batches; nothing after the last one is committed."""
 
         async def some() -> None:
-            assert self.source is not None
             left = batches_max
             self.source._files.scan()
             while True:
@@ -368,6 +370,7 @@ class World:
         if batches_max < 1_000:
             self._restart()  # what it had read beyond the commit is read again
         self.changed = self.changed and batches_max < 1_000
+        self.cut_unseen = self.cut_unseen and batches_max < 1_000
         self.now_s += 0.5
 
     def _commit(self, events: Iterable[Any], cursor: Any) -> None:
