@@ -165,3 +165,30 @@ def test_nine_days_of_the_simulated_line_raise_nothing() -> None:
     assert [alert.message for events in quiet_days(9) for alert in engine.handle(events, events[0].time)] == []
     held = engine.stats()
     assert all(held[name].keys for name in ("frozen_signal", "sensor_drift", "equipment_health", "scrap_counters"))
+
+
+def guessed(users: int, *templates: str) -> list[Event]:
+    """What a log says of so many user names tried from one address, each with these lines."""
+    lines = [
+        f"2026-11-01T02:00:{n:02d}+00:00 st1 sshd[{1_000 + n}]: " + template.format(user=f"name{n}", port=30_000 + n)
+        for n in range(users)
+        for template in templates
+    ]
+    parser = parser_of("auth", {}, Context("auth"))
+    return parser.parse(lines, observed_us=0, reference_us=0, memory={}, final=True)[0]
+
+
+UNKNOWN = "Invalid user {user} from 203.0.113.7 port {port}"
+FAILED = "Failed password for invalid user {user} from 203.0.113.7 port {port} ssh2"
+
+
+@pytest.mark.parametrize(
+    "lines", [(UNKNOWN,), (UNKNOWN, FAILED), (FAILED,)], ids=["keys only", "passwords", "failed only"]
+)
+def test_names_guessed_at_a_server_are_one_alert_however_many_lines_say_so(lines: tuple[str, ...]) -> None:
+    def sprays(users: int) -> list[str | None]:
+        alerts = Engine.build({}).handle(guessed(users, *lines), 0)
+        return [alert.src_ip for alert in alerts if alert.type == "alert.authentication.spray"]
+
+    assert sprays(6) == ["203.0.113.7"]
+    assert sprays(5) == []
