@@ -237,19 +237,18 @@ at, step = os.environ["KILL_AT"], os.environ["KILL_STEP"]
 from agent import identity, uplink, enrolment
 def die():
     os.kill(os.getpid(), 9)
-rename, exchange = Path.rename, uplink.exchange
-def renaming(self, target):
-    hit = Path(target).name == step
+rename, exchange = os.rename, uplink.exchange
+def renaming(old, new, **folders):
+    hit = Path(new).name == step
     if hit and at == "before": die()
-    done = rename(self, target)
+    rename(old, new, **folders)
     if hit and at == "after": die()
-    return done
 async def asking(method, url, tls, body=None):
     if step == "POST" and method == "POST" and at == "before": die()
     done = await exchange(method, url, tls, body)
     if step == "POST" and method == "POST" and at == "after": die()
     return done
-Path.rename = renaming
+os.rename = renaming
 enrolment.exchange = asking
 from agent.cli import main
 sys.exit(main(sys.argv[1:]))

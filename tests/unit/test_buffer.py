@@ -552,8 +552,10 @@ async def test_a_buffer_of_a_newer_version_is_refused_by_name(tmp_path: Path) ->
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(ConfigError, match="written by a newer Linewarden"):
         await Buffer.open(tmp_path / "buffer.db", SMALL, AGENT)
-    left = [thread.name for thread in threading.enumerate() if "connection_worker" in thread.name]
-    assert left == [], "a thread that is left keeps the agent from ending"
+    left = [thread for thread in threading.enumerate() if "connection_worker" in thread.name]
+    for thread in left:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in left), "a thread that is left keeps the agent from ending"
 
 
 async def test_a_folder_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> None:
