@@ -214,7 +214,19 @@ def _add_browse(commands: Any) -> None:
         return browse(options)
 
     sub = _command(commands, "browse", browse, "find the nodes of an OPC UA server, and print configuration to paste")
-    sub.add_argument("url", help="opc.tcp://HOST:4840")
+    sub.add_argument("url", nargs="?", help="opc.tcp://HOST:4840 (default: that of --source)")
+    sub.add_argument("--source", metavar="NAME", help="sign in as this source of the configuration does; "
+                     "without it, as the one that has the same url, if there is one")  # fmt: skip
+    sub.add_argument(
+        "--security", metavar="POLICY/MODE", help="as in a source, for example Basic256Sha256/SignAndEncrypt"
+    )
+    sub.add_argument("--user", metavar="NAME", help="sign in as this user, with the password in --password-file")
+    sub.add_argument("--password-file", metavar="FILE", help="a file with the password and nothing else")
+    sub.add_argument(
+        "--server-certificate", metavar="FILE", help="the server's certificate, where `trust` did not keep it"
+    )
+    sub.add_argument("--allow-password-in-clear", action="store_true", default=None,
+                     help="let the password cross the network readable, where the server wants it so")  # fmt: skip
     sub.add_argument(
         "--depth", type=_count, default=4, metavar="N", help="levels below the root (default: %(default)s)"
     )

@@ -540,6 +540,21 @@ def section(name: str, path: Path, environ: Mapping[str, str]) -> Any:
     return made
 
 
+def source(
+    path: Path, environ: Mapping[str, str], kind: str, chosen: Callable[[str, Table], bool], keys: frozenset[str]
+) -> tuple[str, Table] | None:
+    """Return the name and some `keys` of the first source of a kind that is chosen; None where there is none.
+
+    For commands that look at a machine before its source is complete: nothing but TOML and environment is judged. Raises ConfigProblems.
+    """
+    file = read_file(path, environ)
+    given = layered(read_environment(environ, file).tables, file).get("sources", {})
+    for name, table in given.items() if isinstance(given, dict) else ():
+        if isinstance(table, dict) and table.get("type") == kind and chosen(name, table):
+            return name, {key: value for key, value in table.items() if key in keys}
+    return None
+
+
 def _first(environment: Environment, section: str) -> Place:
     return next((place for place in environment.origin if place[0] == section), (section,))
 

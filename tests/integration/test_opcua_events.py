@@ -1,6 +1,7 @@
 """Audits, alarms, diagnostics, browse and trust, against a real server."""
 
 import asyncio
+import json
 import re
 import struct
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from asyncua import ua as _ua
 from asyncua.common import events as ua_events
 
+from agent import cli
 from agent.component import ConfigError
-from agent.simulator.opcua_server import NAMESPACE, PressCell
+from agent.simulator.opcua_server import NAMESPACE, PASSWORD, USER, PressCell
 from agent.sources import opcua_tools
 from agent.sources.opcua_browse import ConfigBrowse
 from agent.sources.opcua_connect import Access
@@ -282,6 +284,39 @@ async def test_the_browse_command_gives_configuration_that_works() -> None:
     assert tomllib.loads(opcua_tools.as_configuration(found.variables))["nodes"] == [
         each.node for each in found.variables
     ]
+
+
+@pytest.mark.parametrize("given", ["--source", "url", "options"])
+async def test_the_browse_command_signs_in_as_the_configured_source_or_by_its_own_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    """A source that has no nodes yet: that is when somebody browses."""
+    (tmp_path / "password").write_text(PASSWORD)
+    async with press_cell(certificates=tmp_path / "server", anonymous=False) as cell:
+        await opcua_tools.trust(cell.url, tmp_path / "state" / "opcua")
+        access = {
+            "security": "Basic256Sha256/SignAndEncrypt",
+            "user": USER,
+            "password_file": str(tmp_path / "password"),
+        }
+        source = {"type": "opcua", "url": cell.url, **(access if given != "options" else {})}
+        lines = [f'[agent]\nstate_dir = "{tmp_path / "state"}"\n[sources.cell]']
+        (tmp_path / "agent.toml").write_text(
+            "\n".join([*lines, *(f'{key} = "{value}"' for key, value in source.items())])
+        )
+        own = [text for key, value in access.items() for text in (f"--{key.replace('_', '-')}", value)]
+        which = {"--source": ["--source", "cell"], "url": [cell.url], "options": [cell.url, *own]}[given]
+        command = ["browse", *which, "--root", node("Cell"), "--match", "Oil.*", "--json"]
+        code = await asyncio.to_thread(cli.main, [*command, "--config", str(tmp_path / "agent.toml")])
+        if given == "options":
+            refused = await asyncio.to_thread(
+                cli.main, ["browse", cell.url, "--config", str(tmp_path / "agent.toml"), "--security", "None"]
+            )
+            assert refused == 2
+    printed, said = capsys.readouterr()
+    assert code == 0, said
+    assert {each["path"] for each in json.loads(printed)["variables"]} == {"Oil.Temp", "Oil.Pressure"}
+    assert PASSWORD not in printed + said
 
 
 async def test_trust_writes_the_shown_certificate_where_the_source_looks_for_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from agent.component import ConfigError
 from agent.simulator.opcua_server import PASSWORD, USER
 from agent.sources.opcua import SECURITIES
 from agent.sources.opcua_authorities import read_trust_list, refusal
-from agent.sources.opcua_connect import CertificateRefused
+from agent.sources.opcua_connect import CertificateChanged, CertificateRefused
 from agent.sources.opcua_tools import trust
 from agent.sources.opcua_trust import thumbprint
 from tests.collector_process import ROOT
@@ -124,6 +124,67 @@ async def test_a_password_never_crosses_a_channel_that_only_signs_though_the_ser
                 await Reader(config(cable.url, security="Basic256Sha256/Sign", **options)).run_once()
             async with Reader(config(cable.url, security="Basic256Sha256/SignAndEncrypt", **options)) as reader:
                 await reader.until(lambda: reader.values("Oil.Temp"))
+            assert PASSWORD.encode() not in bytes(cable.upstream)
+
+
+def encrypted_tokens(cell: Any, policy: str) -> None:
+    """Every endpoint, also the one without security, has tokens of this policy, and lists one first that nobody here speaks."""
+    for endpoint in cell.server.iserver.endpoints:
+        for token in [each for each in endpoint.UserIdentityTokens if each.TokenType == ua.UserTokenType.UserName]:
+            token.SecurityPolicyUri = f"http://opcfoundation.org/UA/SecurityPolicy#{policy}"
+            curve = "http://opcfoundation.org/UA/SecurityPolicy#ECC_nistP256"
+            other = ua.UserTokenPolicy(PolicyId="ecc", TokenType=token.TokenType, SecurityPolicyUri=curve)
+            endpoint.UserIdentityTokens.insert(0, other)
+
+
+@pytest.mark.parametrize("known", ["nothing", "pinned", "another's"])
+async def test_a_password_is_encrypted_over_a_channel_without_security_where_the_token_has_a_policy(
+    tmp_path: Path, plant: Authority, known: str
+) -> None:
+    """open62541's usual setting: the endpoint has no security, the token is encrypted with the server's certificate."""
+    (tmp_path / "password").write_text(PASSWORD)
+    options: dict[str, Any] = {
+        "user": USER,
+        "password_file": str(tmp_path / "password"),
+        "state_dir": str(tmp_path / "agent"),
+    }
+    async with press_cell(certificates=tmp_path / "server", anonymous=False) as cell:
+        encrypted_tokens(cell, "Basic256Sha256")
+        if known == "pinned":
+            options["server_certificate_file"] = str(tmp_path / "server" / "server.der")
+        elif known == "another's":
+            (tmp_path / "other.der").write_bytes(der(user_certificate(plant)))
+            options["server_certificate_file"] = str(tmp_path / "other.der")
+        else:
+            options["allow_password_in_clear"] = True
+        async with Cable(int(cell.url.split(":")[2].split("/")[0])) as cable:
+            if known == "another's":
+                with pytest.raises(CertificateChanged):
+                    await Reader(config(cable.url, **options)).run_once()
+            else:
+                async with Reader(config(cable.url, **options)) as reader:
+                    await reader.until(lambda: reader.values("Oil.Temp"))
+                    await cable.cut()
+                    await cell.set("Oil.Temp", 99.0)
+                    await cable.plug()
+                    await reader.until(lambda: reader.values("Oil.Temp")[-1] == 99.0)
+            assert PASSWORD.encode() not in bytes(cable.upstream)
+    assert cell.logins.count((USER, False)) == 0
+
+
+async def test_a_password_without_security_needs_a_certificate_that_is_known_or_leave_to_be_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    with pytest.raises(ValueError, match=r"^user: the password would cross"):
+        config("opc.tcp://c:1", user=USER, password_file=str(tmp_path / "password"))
+    async with press_cell(certificates=tmp_path / "server", anonymous=False) as cell:
+        options = {"user": USER, "password_file": str(tmp_path / "password"), "state_dir": str(tmp_path / "agent")}
+        options["server_certificate_file"] = str(tmp_path / "server" / "server.der")
+        encrypted_tokens(cell, "None")
+        async with Cable(int(cell.url.split(":")[2].split("/")[0])) as cable:
+            with pytest.raises(ConfigError, match="in clear"):
+                await Reader(config(cable.url, **options)).run_once()
             assert PASSWORD.encode() not in bytes(cable.upstream)
 
 

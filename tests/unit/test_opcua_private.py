@@ -28,6 +28,7 @@ from agent.sources.opcua_private import (
     decode_publish,
     decode_republish,
     ua,
+    usable_tokens,
 )
 
 
@@ -237,6 +238,20 @@ def test_any_flipped_byte_in_a_publish_raises_nothing_but_our_own_errors(at: int
     data[at % len(data)] = value
     with contextlib.suppress(NotConnected, ua.UaStatusCodeError):
         decode_publish(Buffer(bytes(data)))
+
+
+def test_of_the_ways_to_sign_in_the_best_that_can_be_used_comes_first() -> None:
+    def token(policy: str) -> Any:
+        uri = f"http://opcfoundation.org/UA/SecurityPolicy#{policy}" if policy else ""
+        return ua.UserTokenPolicy(PolicyId=policy, TokenType=ua.UserTokenType.UserName, SecurityPolicyUri=uri)
+
+    offered = [token(name) for name in ("ECC_nistP256", "None", "Basic256Sha256", "Aes256_Sha256_RsaPss", "")]
+    for channel, order in (
+        ("None", ["Aes256_Sha256_RsaPss", "Basic256Sha256", "None", ""]),
+        ("Aes256_Sha256_RsaPss", ["Aes256_Sha256_RsaPss", "", "Basic256Sha256", "None"]),
+    ):
+        usable = usable_tokens(offered, f"http://opcfoundation.org/UA/SecurityPolicy#{channel}")
+        assert [each.PolicyId for each in usable] == order
 
 
 class _Transport(asyncio.Transport):
