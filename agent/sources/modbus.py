@@ -98,8 +98,8 @@ class ConfigModbus:
     bridge_addresses_max: Annotated[int, Ge(0), Le(100)] = 0
     """So many addresses that nobody configured may be read along between two points, to save a request."""
     transaction_id: Literal["check", "ignore"] = "check"
-    """ignore: for a gateway that does not send the transaction id of a request back. Its answers are then guarded like those of RTU: after
-    a time-out the connection is made anew, and an answer is taken only if no second one follows. Not beside another client.
+    """`ignore`: accept answers whose transaction id differs from the request's. They are guarded like those of RTU: after a time-out the
+    connection is replaced, and the next answer is accepted only if no second one follows. No other client may use the gateway.
     """
     identity: bool = False
     """Ask each unit who it is (function 43), on a connection of its own. Some devices choke on it."""

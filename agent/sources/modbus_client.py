@@ -1,4 +1,4 @@
-"""pymodbus's client behind a fence: only read requests leave, and only the exact answer to the pending request enters.
+"""pymodbus's client within a fence: only read requests leave, and only the exact answer to the pending request enters.
 
     Link ──► client ──trace_pdu──► framer ──► Outlet.write ──► transport     functions 1, 2, 3, 4, 43/14; anything else raises NotARead
     Link ◄── client ◄── one whole frame ◄── Gate.data_received ◄── transport    unit, function, id or checksum, and length are right
@@ -418,7 +418,7 @@ class Gate(asyncio.Protocol):
             at += 6 + length
 
     def _skip(self, sent: int, came: int) -> None:
-        """An answer with another id: late where that id was sent of late, else wrong."""
+        """Skip a late answer, which has a recently sent id. Raise BadAnswer for any other id."""
         self.late_answers += 1
         self._strangers.append(came)
         if came not in self._ids:

@@ -1,4 +1,4 @@
-"""What a unit's blocks have to tell beyond values: exceptions, and times in which they were not read."""
+"""Events of a unit's blocks beyond values: exceptions, and times in which they were not read."""
 
 import time
 from collections import deque
@@ -14,9 +14,9 @@ NAMES_MAX = 10
 """Points named in one event or trouble."""
 SPLITTING: Final = frozenset({2, 3})
 """Exceptions that say something about the addresses asked for, so that another question may be answered."""
-EXCEPTIONS_TOLD_MAX, EXCEPTIONS_TOLD_S = 3, 600.0
+EXCEPTION_EVENTS_MAX, EXCEPTION_EVENTS_S = 3, 600.0
 """So many times within that time the exception of a block is an event; one that comes and goes more often is counted."""
-EXCEPTIONS_TOLD_UNIT_MAX: Final = 100
+EXCEPTION_EVENTS_UNIT_MAX: Final = 100
 """So many of all blocks of a unit within that time; the others are counted, and named in the report as far as it reaches."""
 REMEDIES: Final = {
     1: "the device does not know this table; check `table` in its manual",
@@ -37,7 +37,7 @@ def where(block: Block) -> str:
 def exception_event(
     source: str, label: str, unit_id: int, block: Block, names: Sequence[str], code: int | None, before: int | None
 ) -> Event:
-    """An exception begins, becomes another, or (without a code) ends."""
+    """Return the event of an exception that begins, changes, or (without a code) ends."""
     now = now_us()
     what = None if code is None else EXCEPTIONS.get(code, "unknown")
     return Event(
@@ -64,14 +64,14 @@ def exception_event(
 
 
 def gap_event(source: str, label: str, unit_id: int | None, reason: str, from_us: int, **data: object) -> Event:
-    """Nobody was looking from then until now."""
+    """Return a gap from `from_us` until now."""
     now = now_us()
     data = {"reason": reason, "events": None, "from_us": from_us, "to_us": now, "unit_id": unit_id, **data}
     return Event(now, now, "collection.gap", source, target=label, message=reason, data=data)
 
 
 class Exceptions:
-    """What the blocks of one unit answer with instead of values, and which of it is told."""
+    """The exceptions of one unit's blocks, and which of them are reported as events."""
 
     def __init__(
         self, source: str, label: str, unit_id: int, report: Report, names: Callable[[Block], list[str]]
@@ -82,28 +82,28 @@ class Exceptions:
         self._report = report
         self._names = names
         self._codes: dict[tuple[Span, ...], int] = {}
-        self._told: set[tuple[Span, ...]] = set()
+        self._reported: set[tuple[Span, ...]] = set()
         """Blocks whose exception is an event; its end is one too."""
         self._begun_s: dict[tuple[Span, ...], list[float]] = {}
-        """When the exceptions of a block began that were told of late."""
-        self._begun_all_s: deque[float] = deque(maxlen=EXCEPTIONS_TOLD_UNIT_MAX)
+        """When the recently reported exceptions of a block began."""
+        self._begun_all_s: deque[float] = deque(maxlen=EXCEPTION_EVENTS_UNIT_MAX)
 
     def __contains__(self, block: Block) -> bool:
         return block.spans in self._codes
 
     def settle(self, block: Block) -> None:
         """A block that is asked for no more has no exception any more; its halves have theirs."""
-        self._told.discard(block.spans)
+        self._reported.discard(block.spans)
         if self._codes.pop(block.spans, None) is not None:
             self._report.ok(self._part(block))
 
     def change(self, block: Block, code: int | None) -> Event | None:
-        """Take up what a block answers with now (None: values). The event that this is, if any."""
+        """Record the exception code that a block answers with now (None: values). Return the event, if it is one."""
         before = self._codes.get(block.spans)
         if code == before:
             return None
         if before is None and self._may_begin(block):
-            self._told.add(block.spans)
+            self._reported.add(block.spans)
         if code is None:
             del self._codes[block.spans]
             self._report.ok(self._part(block))
@@ -114,23 +114,23 @@ class Exceptions:
                 remedy = REMEDIES.get(code, "look it up in the device's manual")
                 text = f"{self._label}: {where(block)}: exception {code} ({EXCEPTIONS.get(code, 'unknown')}); {remedy}"
                 self._report.fault(text, self._part(block))
-        if block.spans not in self._told:
+        if block.spans not in self._reported:
             return None
         if code is None:
-            self._told.discard(block.spans)
+            self._reported.discard(block.spans)
         return exception_event(self._source, self._label, self._unit_id, block, self._names(block), code, before)
 
     def _part(self, block: Block) -> str:
         return f"{self._label} {where(block)}"
 
     def _may_begin(self, block: Block) -> bool:
-        """Whether the beginning of an exception is told; one that comes and goes is counted, but not told for ever."""
+        """Return whether the beginning of an exception is reported: one that recurs too often is only counted."""
         now_s = time.monotonic()
-        begun = [at_s for at_s in self._begun_s.get(block.spans, ()) if now_s - at_s < EXCEPTIONS_TOLD_S]
+        begun = [at_s for at_s in self._begun_s.get(block.spans, ()) if now_s - at_s < EXCEPTION_EVENTS_S]
         self._begun_s[block.spans] = begun
         every = self._begun_all_s
-        many = len(every) == EXCEPTIONS_TOLD_UNIT_MAX and now_s - every[0] < EXCEPTIONS_TOLD_S
-        if many or len(begun) >= EXCEPTIONS_TOLD_MAX:
+        many = len(every) == EXCEPTION_EVENTS_UNIT_MAX and now_s - every[0] < EXCEPTION_EVENTS_S
+        if many or len(begun) >= EXCEPTION_EVENTS_MAX:
             return False
         begun.append(now_s)
         every.append(now_s)

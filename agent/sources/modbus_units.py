@@ -58,8 +58,8 @@ WRONG_A_CYCLE_MAX: Final = 3
 BUSY_PAUSES_S: Final = (0.05, 0.1, 0.2)
 """Before a busy block is asked again within its cycle, where so much is left of it."""
 BUSY_S_MIN, BUSY_S_MAX = 0.2, 10.0
-"""How long a block is left alone that stays busy: doubled each time after BUSY_TOLD."""
-BUSY_TOLD: Final = 3
+"""How long a block is left alone that stays busy: doubled each time after BUSY_CYCLES_MAX."""
+BUSY_CYCLES_MAX: Final = 3
 """Cycles in a row in which a block was busy, after which it is an event."""
 UNREAD_MAX: Final = 3
 """Cycles in a row in which a block was not read while its unit was, after which that is a gap."""
@@ -125,7 +125,7 @@ class Unit:
         """Of blocks that were not answered, or wrongly: these are asked last."""
         self._splits_left = 0
         self._outdated = False
-        """What was learned changes the plan; it is laid out anew at the end of the cycle."""
+        """The plan has to be rebuilt at the end of the cycle, because of what was learned of the layout."""
         self._cycle = 0
         self._read_at: dict[Span, tuple[int, int]] = {}
         """When a point was read last (cycle, µs), as of the last time that the plan was laid out."""
@@ -283,11 +283,13 @@ class Unit:
 
     def _stays_busy(self, asked: Asked, code: int) -> None:
         asked.busy += 1
-        wait_s = min(BUSY_S_MIN * 2 ** min(max(asked.busy - BUSY_TOLD, 0), 10), BUSY_S_MAX)
+        wait_s = min(BUSY_S_MIN * 2 ** min(max(asked.busy - BUSY_CYCLES_MAX, 0), 10), BUSY_S_MAX)
         now_s = time.monotonic()
         asked.again_s = now_s + wait_s
         self._report.count("busy")
-        if asked.busy >= BUSY_TOLD and (asked.block in self._exceptions or now_s - self._busy_event_s >= BUSY_EVENT_S):
+        if asked.busy >= BUSY_CYCLES_MAX and (
+            asked.block in self._exceptions or now_s - self._busy_event_s >= BUSY_EVENT_S
+        ):
             self._busy_event_s = now_s
             self._exception(asked.block, code)
 
@@ -326,7 +328,7 @@ class Unit:
         self._fail(str(error), answered_badly=isinstance(error, BadAnswer))
 
     def _missed(self, asked: Asked, error: NoAnswer, *, sure: bool = False) -> bool:
-        """A block that is not answered, or wrongly, while others of the unit are. Whether the plan is to be laid out anew.
+        """A block that is not answered, or wrongly, while others of the unit are. Return whether the plan is outdated.
 
         It may be a slip; of the second time, or where the unit answered for nothing else just before (`sure`), it is the block.
         """
@@ -394,8 +396,8 @@ class Unit:
 
     def _read_again(self, asked: Asked) -> None:
         """Note that it is read, and since when it was not. Being busy now and then is no gap, but waiting."""
-        told = not asked.busy or asked.block in self._exceptions
-        if asked.read is not None and self._cycle - asked.read[0] > UNREAD_MAX and told:
+        counts = not asked.busy or asked.block in self._exceptions
+        if asked.read is not None and self._cycle - asked.read[0] > UNREAD_MAX and counts:
             self._unread.append((asked.block, asked.read[1]))
         asked.read = self._cycle, now_us()
 
