@@ -173,7 +173,7 @@ async def recorded_key(store: Any, who: audit.Who, key: keys.Key) -> None:
     """Record that a key was made."""
     data = {name: getattr(key, name) for name in ("role", "name", "site", "line", "station")}
     data["expires"] = key.expires.isoformat() if key.expires else None
-    await audit.record(store, who, "key.created", target=key.prefix, data=data)
+    await audit.record(store, who, "key.created", target=key.prefix, data=data, objects=[("key", key.prefix)])
 
 
 @delete("/v1/keys/{prefix:str}", status_code=204, opt={"access": "manage"}, tags=["access"], summary="Take a key back")
@@ -185,7 +185,7 @@ async def delete_key(request: Request[Any, Any, Any], state: State, prefix: _Pre
         if found is None or not caller.covers(scope_of_key(found)):
             raise Problem(404, "there is no key of this prefix", code="key")
         await keys.revoke(store, prefix)
-        await audit.record(store, caller.who, "key.revoked", target=prefix)
+        await audit.record(store, caller.who, "key.revoked", target=prefix, objects=[("key", prefix)])
 
 
 @get("/v1/users", opt={"access": "manage"}, tags=["access"], summary="The users")
@@ -214,7 +214,8 @@ async def post_user(request: Request[Any, Any, Any], state: State, data: NewUser
             )
         except Taken:
             raise Problem(409, "there is a user of this name", code="taken") from None
-        await audit.record(store, caller.who, "user.created", target=user.name, data=_noted(user))
+        who, objects = caller.who, [("user", str(user.user_id))]
+        await audit.record(store, who, "user.created", target=user.name, data=_noted(user), objects=objects)
     return user_out(user)
 
 
@@ -238,7 +239,8 @@ async def patch_user(request: Request[Any, Any, Any], state: State, name: _Name,
         changed = await _change(store, caller, user, data, made)
         fields = sorted(field for field in data.__struct_fields__ if getattr(data, field) is not UNSET)
         await audit.record(
-            store, caller.who, "user.changed", target=name, data={"changed": fields, "before": _noted(user), "after": _noted(changed)}
+            store, caller.who, "user.changed", target=name, data={"changed": fields, "before": _noted(user), "after": _noted(changed)},
+            objects=[("user", str(user.user_id))],
         )  # fmt: skip
     return user_out(changed)
 

@@ -541,7 +541,10 @@ class Counter:
         return self._incident_numbers.pop(0)
 
     def _note(self, alert: "Alert", action: str, states: Any, **data: Any) -> None:
-        self.written.history.append(store.note((alert.alert_id, alert.incident_id), COLLECTOR, action, states, **data))
+        line = store.note(
+            (alert.alert_id, alert.incident_id), COLLECTOR, action, states, standing=alert.standing, **data
+        )
+        self.written.history.append(line)
 
     def _notify(self, alert: "Alert", row: "Record", why: str) -> None:
         self.written.outbox += [(name, alert.alert_id, why) for name, matches in self._routes if matches(row)]

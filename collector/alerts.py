@@ -687,8 +687,9 @@ async def create_suppression(request: Request[Any, Any, Any], state: State, data
         assert made is not None  # noqa: S101 - RETURNING of one inserted row
         told = {"filter": data.filter, "expires": expires.isoformat(), "comment": data.comment}
         await audit.record(
-            connection, caller.who, "suppression.created", target=f"suppression/{made['suppression_id']}", data=told
-        )
+            connection, caller.who, "suppression.created", target=f"suppression/{made['suppression_id']}", data=told,
+            objects=[("suppression", str(made["suppression_id"]))],
+        )  # fmt: skip
     return _suppression(dict(made))
 
 
@@ -719,7 +720,10 @@ async def end_suppression(request: Request[Any, Any, Any], state: State, suppres
             raise Problem(404, f"there is no suppression {str(suppression_id)[:30]}", code="suppression")
         if not await store.end_suppression(connection, suppression_id, caller.who.name):
             raise Problem(409, "it is over already", code="suppression")
-        await audit.record(connection, caller.who, "suppression.ended", target=f"suppression/{suppression_id}")
+        objects = [("suppression", str(suppression_id))]
+        await audit.record(
+            connection, caller.who, "suppression.ended", target=f"suppression/{suppression_id}", objects=objects
+        )
 
 
 def _suppression(row: dict[str, Any]) -> SuppressionOut:

@@ -51,6 +51,7 @@ from collector.background import Pulse, Supervisor
 from collector.config import Settings
 from collector.enrol_signature import Forgeries
 from collector.evidence.keeper import Keeper
+from collector.evidence.schedule import Inspector
 from collector.expiry import EVERY_S as EXPIRY_EVERY_S
 from collector.expiry import Expiry
 from collector.figures import Figures
@@ -108,6 +109,9 @@ class Background:
         )
         if self.keeper.on:
             condition.checkpoints = self.keeper.state
+        self.inspector = Inspector(
+            database, every_s=made.verify_every_s, events_max=made.verify_events_max, on_stored=self.stored
+        )
         self.forgeries = Forgeries(database, hub.stored)
         files = {
             "server.certificate_file": settings.server.certificate_file,
@@ -140,6 +144,10 @@ class Background:
             *self.notifier.tasks(),
         ):
             add(name, partial(self._when_reached, run, pulse), pulse, late_s=late_s)
+        inspector = self.inspector
+        if inspector.on:
+            run = partial(self._when_reached, inspector.run, inspector.pulse)
+            add("verify", run, inspector.pulse, late_s=inspector.late_s)
 
     async def run(self) -> None:
         """Run all tasks until cancelled. See background.py."""

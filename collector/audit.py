@@ -12,7 +12,7 @@ import base64
 import getpass
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -25,8 +25,9 @@ from msgspec import Struct
 from collector.background import Pulse
 from collector.problems import Problem
 from collector.store import audit as store
+from collector.store import states
 from collector.store.audit import GENESIS, Record, record_hash
-from collector.store.database import StoreMisconfigured, StoreUnavailable
+from collector.store.database import StoreMisconfigured, StoreUnavailable, translated
 from collector.store.events import BadFilter, TooSlow
 
 if TYPE_CHECKING:
@@ -78,9 +79,15 @@ class Who:
 
 async def record(
     connection: "Anyone", who: Who, action: str, *, target: str = "", result: Result = "success",
-    data: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None, objects: "Iterable[states.Named]" = (),
 ) -> Record:  # fmt: skip
-    """Add a record in the caller's transaction: the last thing there. Raises StoreUnavailable, StoreMisconfigured."""
+    """Add a record in the caller's transaction: the last thing there. Raises StoreUnavailable, StoreMisconfigured.
+
+    `objects`: what was changed, of the kinds of store/states.py. The record then holds what they are now, and `verify` holds them to it.
+    """
+    if objects:
+        with translated():
+            data = {**(data or {}), "state": await states.digests(connection, objects)}
     return await store.append(
         connection, who=who.name, who_kind=who.kind, role=who.role, address=who.address, action=action, target=target, result=result,
         data=data,

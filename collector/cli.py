@@ -195,7 +195,9 @@ def _hold(settings: Settings, options: argparse.Namespace) -> None:
         async with connection.transaction():
             made = await retention.hold(connection, options.name, query)
             data = {"name": options.name, "query": without_people(query)}
-            await audit.record(connection, Who.command(), "hold.created", target=str(made), data=data)
+            await audit.record(
+                connection, Who.command(), "hold.created", target=str(made), data=data, objects=[("hold", str(made))]
+            )
         return made
 
     number = with_store(settings, work)
@@ -215,7 +217,10 @@ def _release(settings: Settings, options: argparse.Namespace) -> None:
         async with connection.transaction():
             done = await retention.release(connection, options.hold_id)
             if done:
-                await audit.record(connection, Who.command(), "hold.released", target=str(options.hold_id))
+                objects = [("hold", str(options.hold_id))]
+                await audit.record(
+                    connection, Who.command(), "hold.released", target=str(options.hold_id), objects=objects
+                )
         return done
 
     if not with_store(settings, work):

@@ -7,7 +7,7 @@ import argparse
 import getpass
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,8 @@ def _revoke_key(settings: Settings, options: argparse.Namespace) -> None:
     async def work(connection: "Plain") -> None:
         if not await keys.revoke(connection, options.prefix):
             raise _Stop(f"there is no key {options.prefix!r}. See: linewarden-collector key list")
-        await audit.record(connection, Who.command(), "key.revoked", target=options.prefix)
+        objects = [("key", options.prefix)]
+        await audit.record(connection, Who.command(), "key.revoked", target=options.prefix, objects=objects)
 
     in_transaction(settings, work)
     print(f"key {options.prefix} is revoked")
@@ -181,6 +182,11 @@ def _tell_password(options: argparse.Namespace, password: str) -> None:
         print(password)
 
 
+async def _record(connection: "Plain", action: str, user: users.User, data: "Mapping[str, Any] | None" = None) -> None:
+    objects = [("user", str(user.user_id))]
+    await audit.record(connection, Who.command(), action, target=user.name, data=data, objects=objects)
+
+
 async def _found(connection: "Plain", name: str) -> users.User:
     user = await users.find(connection, name)
     if user is None:
@@ -206,7 +212,7 @@ def _create_user(settings: Settings, options: argparse.Namespace) -> None:
         except users.Taken:
             raise _Stop(f"there is a user {options.name!r} already. See: linewarden-collector user list") from None
         data = {"role": user.role, "scopes": [list(place) for place in user.scopes]}
-        await audit.record(connection, Who.command(), "user.created", target=user.name, data=data)
+        await _record(connection, "user.created", user, data)
 
     in_transaction(settings, work)
     print(f"user {options.name} of role {options.role} is made", file=sys.stderr)
@@ -233,7 +239,7 @@ def _set_disabled(settings: Settings, name: str, *, disabled: bool) -> None:
         user = await _found(connection, name)
         await users.change(connection, user.user_id, role=user.role, display=user.display, disabled=disabled)
         action = "user.disabled" if disabled else "user.enabled"
-        await audit.record(connection, Who.command(), action, target=name)
+        await _record(connection, action, user)
 
     in_transaction(settings, work)
 
@@ -255,7 +261,7 @@ def _password(settings: Settings, options: argparse.Namespace) -> None:
     async def work(connection: "Plain") -> None:
         user = await _found(connection, options.name)
         await users.set_password(connection, user.user_id, made)
-        await audit.record(connection, Who.command(), "user.password.changed", target=options.name)
+        await _record(connection, "user.password.changed", user)
 
     in_transaction(settings, work)
     print(f"user {options.name} has a new password and is signed out", file=sys.stderr)
@@ -275,7 +281,7 @@ def _totp(settings: Settings, options: argparse.Namespace) -> None:
             await users.set_totp(connection, user.user_id, vault.seal("totp", secret))
             await users.confirm_totp(connection, user.user_id, [passwords.recovery_hash(code) for code in codes])
         action = "user.totp.disabled" if options.off else "user.totp.enabled"
-        await audit.record(connection, Who.command(), action, target=options.name)
+        await _record(connection, action, user)
 
     in_transaction(settings, work)
     if options.off:

@@ -42,6 +42,9 @@ def register(commands: Any, add: Add) -> None:
     proving.add_argument("--agent", type=UUID, metavar="ID", help="only this agent")
     proving.add_argument("--since", type=_moment, metavar="TIME", help="only what was received since then")
     proving.add_argument("--processes", type=int, metavar="N", help="(default: one a processor, at most 4)")
+    proving.add_argument(
+        "--events-max", type=int, metavar="N", help="compare rows of about N events, chosen by chance (default: all)"
+    )
     proving.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoints that were kept off the machine")
     proving.add_argument(
         "--key", action="append", default=[], metavar="KEY", help="verifier key to believe, and no other"
@@ -169,6 +172,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
         agent=options.agent,
         since=options.since,
         processes=max(1, options.processes or processors()),
+        events_max=options.events_max if options.events_max and options.events_max > 0 else None,
         progress=bar.show if bar else lambda _done, _all: None,
     )
     try:
@@ -290,7 +294,8 @@ def _print(report: Report) -> None:
         f"{report.deleted_by_retention} rows deleted by retention, {report.erased} personal lines erased; {report.seconds:.1f} s"
     )
     print(
-        f"{report.audit_records} audit records, {report.leaves} leaves, {report.checkpoints} checkpoints"
+        f"{report.audit_records} audit records, {report.rollup_hours} hours of roll-ups, {report.leaves} leaves, "
+        f"{report.checkpoints} checkpoints"
         + (
             f", {report.checkpoints_proven} from outside that this database goes on from"
             if report.checkpoints_proven

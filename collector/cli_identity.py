@@ -89,7 +89,8 @@ def _create(settings: Settings, options: argparse.Namespace) -> int:
             expires=options.expires, by=who.name,
         )  # fmt: skip
         place = {"site": options.site, "line": options.line, "station": options.station}
-        await audit.record(connection, who, "token.create", target=made[1].prefix, data=place)
+        prefix = made[1].prefix
+        await audit.record(connection, who, "token.create", target=prefix, data=place, objects=[("token", prefix)])
         return made
 
     secret, token = in_transaction(settings, work)
@@ -148,7 +149,8 @@ def _revoke_token(settings: Settings, options: argparse.Namespace) -> int:
     async def work(connection: "Plain") -> identity.Token | None:
         token = await identity.revoke_token(connection, options.prefix)
         if token is not None:
-            await audit.record(connection, Who.command(), "token.revoke", target=token.prefix)
+            objects = [("token", token.prefix)]
+            await audit.record(connection, Who.command(), "token.revoke", target=token.prefix, objects=objects)
         return token
 
     token = in_transaction(settings, work)

@@ -197,8 +197,10 @@ class RetentionSettings(_Section):
 
 
 class EvidenceSettings(_Section):
-    """Checkpoints: signed roots over everything accepted, written off the machine.
+    """Checkpoints: signed roots over everything accepted, written off the machine; and `verify`, which runs by itself.
 
+    verify_every_s      so often everything stored is held against its evidence, and what does not hold is an alert; 0: only by command
+    verify_events_max   rows of so many events are compared each time, chosen by chance; 0: of all
     key_file            Ed25519, PEM, 0600; made where there is none (default: a credential of systemd, or the service's folder of state)
     origin              name of this installation in its checkpoints
     targets             file:///…, syslog+tls://host:port (also +tcp, +udp), https://… (PUT; {leaves} and {number} are filled in)
@@ -208,6 +210,8 @@ class EvidenceSettings(_Section):
 
     key_file: Path | None = None
     origin: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
+    verify_every_s: Annotated[int, Field(ge=0, le=31_536_000)] = 86_400
+    verify_events_max: Annotated[int, Field(ge=0, le=10_000_000_000)] = 1_000_000
     checkpoint_every_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
     targets: Annotated[tuple[str, ...], Field(max_length=20)] = ()
     authorization_file: Path | None = None

@@ -39,7 +39,7 @@ from collector.enrol_authority import Authority, NoAuthority
 from collector.enrol_signature import refuse
 from collector.limits import networks_of
 from collector.problems import Problem
-from collector.store import agents, batches, identity
+from collector.store import agents, batches, identity, keys
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ async def post_enroll(request: Request[Any, Any, Any], data: Enrolment, state: S
             if new:
                 who = Who(str(data.agent_id), "agent", "agent", _address(request))
                 facts = {"token": prefix, "key": key.key_id, "site": key.site, "line": key.line, "station": key.station}
-                await audit.record(store, who, "agent.enrol", target=str(data.agent_id), data=facts)
+                objects = [("agent", str(data.agent_id)), ("token", prefix)]
+                await audit.record(store, who, "agent.enrol", target=str(data.agent_id), data=facts, objects=objects)
     except identity.Refused as error:
         raise _refused(request, data.agent_id, error) from None
     if new:
@@ -262,7 +263,8 @@ async def post_key(request: Request[Any, Any, Any], agent_id: UUID, data: Rotati
             if new:
                 who = Who(str(agent_id), "agent", "agent", _address(request))
                 facts = {"old": data.old_key, "new": key.key_id}
-                await audit.record(store, who, "agent.key.change", target=str(agent_id), data=facts)
+                objects = [("agent", str(agent_id))]
+                await audit.record(store, who, "agent.key.change", target=str(agent_id), data=facts, objects=objects)
     except identity.Refused as error:
         raise _refused(request, agent_id, error) from None
     if new:
@@ -311,7 +313,9 @@ async def revoke(store: "Any", agent_id: UUID, who: Who) -> int | None:
         return None
     count = await identity.revoke_agent(store, agent_id, who.name)
     if count is not None:
-        await audit.record(store, who, "agent.revoke", target=str(agent_id), data={"keys": count})
+        told = {"keys": count}
+        objects = [("agent", str(agent_id)), *(("key", prefix) for prefix in await keys.of_agent(store, agent_id))]
+        await audit.record(store, who, "agent.revoke", target=str(agent_id), data=told, objects=objects)
     return count
 
 

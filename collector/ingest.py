@@ -35,7 +35,7 @@ from agent.wire import bounds
 from agent.wire.batch import Frame, MalformedBatch, read_frames
 from agent.wire.bounds import OutOfBounds
 from agent.wire.event import Event
-from collector import own
+from collector import audit, own
 from collector.enrol_signature import refuse, shown_of
 from collector.problems import Problem
 from collector.store import batches, identity, keys
@@ -232,8 +232,11 @@ class Ingest:
             )
         bound = key.agent_id
         if bound is None:
-            async with self.database.connection() as connection:
+            async with self.database.connection() as connection, connection.transaction():
                 bound = await keys.bind(connection, key.key_id, agent_id)
+                if bound == agent_id:
+                    who, objects = audit.Who(key.prefix, "agent", "agent"), [("key", key.prefix)]
+                    await audit.record(connection, who, "key.bound", target=str(agent_id), objects=objects)
         if bound != agent_id or agent_id == batches.CENTRE:
             text = f"Key {key.prefix} belongs to agent {bound}, the batches to {agent_id}. Each agent needs a key of its own"
             raise Problem(403, text, code="agent")

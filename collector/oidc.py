@@ -346,7 +346,8 @@ async def _renewed(store: Any, user: User, person: _Person, grant: Grant, addres
 async def _note(store: Any, action: str, user: User, address: str, data: dict[str, Any]) -> None:
     who = Who(user.name, "user", user.role, address)
     given = {"role": user.role, "scopes": [list(place) for place in user.scopes]}
-    await audit.record(store, who, action, target=user.name, data={"method": "oidc", **given, **data})
+    told = {"method": "oidc", **given, **data}
+    await audit.record(store, who, action, target=user.name, data=told, objects=[("user", str(user.user_id))])
 
 
 def is_own_path(path: str) -> bool:

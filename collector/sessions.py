@@ -25,7 +25,7 @@ from collector.access import COOKIE, PERSONAL, PUBLIC, Caller, csrf_of, token_ha
 from collector.audit import Who
 from collector.limits import networks_of
 from collector.problems import Problem
-from collector.store import sessions, users
+from collector.store import sessions, states, users
 from collector.store.keys import Role
 from collector.store.sessions import Session
 from collector.store.users import Bucket
@@ -225,8 +225,11 @@ async def _checked(state: State, attempt: Attempt) -> tuple[users.User, str]:
 
 async def _rehash(state: State, user: users.User, old: str, password: str) -> None:
     made = await state.hashing.hash(password)
-    async with state.database.connection() as store:
+    async with state.database.connection() as store, store.transaction():
         await users.rehash(store, user.user_id, old, made)
+        await audit.record(
+            store, Who.system(), "user.password.rehashed", target=user.name, objects=[("user", str(user.user_id))]
+        )
 
 
 async def _second(state: State, attempt: Attempt, user: users.User, sealed: bytes) -> str:
@@ -292,7 +295,9 @@ async def begun(
             lasts=terms.lasts, keep=terms.per_user_max,
         )  # fmt: skip
         found = await sessions.find(store, token_hash(token), touch=False)
-        await audit.record(store, who, "session.created", target=user.name, data={"method": method, **(noted or {})})
+        objects = [("session", states.session_name(token_hash(token)))]
+        told = {"method": method, **(noted or {})}
+        await audit.record(store, who, "session.created", target=user.name, data=told, objects=objects)
     if found is None:
         raise Problem(401, "the user may not sign in any more", code="password")
     nonce = secrets.token_bytes(_DEVICE_BYTES)
@@ -324,7 +329,8 @@ async def sign_out(request: Request[Any, Any, Any], state: State) -> Response[No
     caller: Caller = request.auth
     async with state.database.connection() as store, store.transaction():
         await sessions.end(store, caller.session.hash)
-        await audit.record(store, caller.who, "session.ended", target=caller.name)
+        objects = [("session", states.session_name(caller.session.hash))]
+        await audit.record(store, caller.who, "session.ended", target=caller.name, objects=objects)
     return Response(None, status_code=204, cookies=[_cookie(COOKIE, "", 0)])
 
 
@@ -346,6 +352,13 @@ async def _proved(request: Request[Any, Any, Any], state: State, password: str) 
     return caller, user
 
 
+async def _changed(store: "Anyone", caller: Caller, action: str) -> None:
+    """Record what users change of themselves."""
+    await audit.record(
+        store, caller.who, action, target=caller.name, objects=[("user", str(caller.session.user.user_id))]
+    )
+
+
 async def _within(request: Request[Any, Any, Any], store: "Anyone", bucket: Bucket) -> None:
     """Count a guess of somebody who is signed in. Raises Problem where there were too many."""
     if wait_s := await users.attempt(store, [bucket]):
@@ -364,7 +377,7 @@ async def change_password(request: Request[Any, Any, Any], state: State, data: N
     made = await state.hashing.hash(data.new)
     async with state.database.connection() as store, store.transaction():
         await users.set_password(store, user.user_id, made, keep=caller.session.hash)
-        await audit.record(store, caller.who, "user.password.changed", target=user.name)
+        await _changed(store, caller, "user.password.changed")
 
 
 @post("/v1/session/totp", status_code=200, opt={"access": "read"}, tags=["access"], summary="Begin with one-time codes")
@@ -377,7 +390,7 @@ async def begin_totp(request: Request[Any, Any, Any], state: State, data: Passwo
     secret = passwords.new_secret()
     async with state.database.connection() as store, store.transaction():
         await users.set_totp(store, user.user_id, vault.seal("totp", secret))
-        await audit.record(store, caller.who, "user.totp.begun", target=user.name)
+        await _changed(store, caller, "user.totp.begun")
     return Totp(passwords.address_of(secret, user.name))
 
 
@@ -404,7 +417,7 @@ async def confirm_totp(request: Request[Any, Any, Any], state: State, data: Code
         codes = passwords.new_recovery_codes()
         await users.confirm_totp(store, user.user_id, [passwords.recovery_hash(code) for code in codes])
         await users.forgive(store, bucket)
-        await audit.record(store, caller.who, "user.totp.enabled", target=user.name)
+        await _changed(store, caller, "user.totp.enabled")
     return Recovery(codes)
 
 

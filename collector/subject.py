@@ -131,7 +131,10 @@ async def request(
             connection, names=names, reason=reason, by=name_of(who), standing_until=standing_until
         )
         data = {"reason": reason, "standing_until": str(standing_until) if standing_until else None}
-        await audit.record(connection, who, "subject.erase.requested", target=f"erasure {number}", data=data)
+        objects = [("erasure", str(number))]
+        await audit.record(
+            connection, who, "subject.erase.requested", target=f"erasure {number}", data=data, objects=objects
+        )
     return number
 
 
@@ -153,7 +156,8 @@ async def confirm(connection: "Anyone", who: "Who", number: int, holds: "Sequenc
     await _not_held(connection, found.names or [], holds)
     async with connection.transaction():
         await subjects.confirm(connection, number, name_of(who))
-        await audit.record(connection, who, "subject.erase.confirmed", target=f"erasure {number}")
+        objects = [("erasure", str(number))]
+        await audit.record(connection, who, "subject.erase.confirmed", target=f"erasure {number}", objects=objects)
 
 
 async def withdraw(connection: "Anyone", who: "Who", number: int) -> None:
@@ -161,7 +165,8 @@ async def withdraw(connection: "Anyone", who: "Who", number: int) -> None:
     async with connection.transaction():
         if not await subjects.withdraw(connection, number):
             raise Refused(f"there is no erasure {number} that waits. See: linewarden-collector subject list")
-        await audit.record(connection, who, "subject.erase.withdrawn", target=f"erasure {number}")
+        objects = [("erasure", str(number))]
+        await audit.record(connection, who, "subject.erase.withdrawn", target=f"erasure {number}", objects=objects)
 
 
 async def _known(connection: "Anyone", number: int) -> Erasure:
@@ -212,10 +217,10 @@ async def _erase(connection: "Anyone", who: "Who", request_: Erasure, names: Seq
         for at in range(0, len(numbers), BATCHES_AT_ONCE):
             async with connection.transaction():
                 await analytics.hold_still(connection)
-                actors: set[str] = set()
-                for batch in numbers[at : at + BATCHES_AT_ONCE]:
-                    actors |= await _erase_batch(connection, day, batch, wanted[batch], expression, result)
+                some = {batch: wanted[batch] for batch in numbers[at : at + BATCHES_AT_ONCE]}
+                actors, done = await _erase_some(connection, day, some, expression, result)
                 await _forget(connection, vault, actors, result)
+                await _note_lines(connection, who, request_.erasure_id, done)
         if result.events > before:
             await subjects.vacuum(connection, day)
     async with connection.transaction():
@@ -236,8 +241,32 @@ async def _erase(connection: "Anyone", who: "Who", request_: Erasure, names: Seq
                 "analytics_rows": result.analytics_rows,
                 "damaged": len(result.damaged),
             }
-            await audit.record(connection, who, "subject.erased", target=f"erasure {request_.erasure_id}", data=data)
+            objects = [("erasure", str(request_.erasure_id))]
+            target = f"erasure {request_.erasure_id}"
+            await audit.record(connection, who, "subject.erased", target=target, data=data, objects=objects)
     return result
+
+
+async def _note_lines(connection: "Anyone", who: "Who", erasure: int, batches: Sequence[int]) -> None:
+    """Record which lines were taken out, with them: `verify` believes an erasure of a line by its record, and not by its row."""
+    if not batches:
+        return
+    objects = [("erasure", str(erasure)), *(("erased", f"{batch}/{erasure}") for batch in batches)]
+    data = {"batches": len(batches)}
+    await audit.record(connection, who, "subject.lines.erased", target=f"erasure {erasure}", data=data, objects=objects)
+
+
+async def _erase_some(
+    connection: "Anyone", day: date, some: dict[int, list[int]], expression: "re.Pattern[str]", result: Erased
+) -> tuple[set[str], list[int]]:
+    """Take the person out of some batches of a day; as whom analytics may have counted them by these, and which batches had them."""
+    actors: set[str] = set()
+    done: list[int] = []
+    for batch, places in some.items():
+        before = result.batches
+        actors |= await _erase_batch(connection, day, batch, places, expression, result)
+        done += [batch] if result.batches > before else []
+    return actors, done
 
 
 async def _erase_batch(

@@ -22,6 +22,8 @@ from agent.simulator.postgres import Postgres
 from agent.wire.batch import GENESIS, GapRange, Sealed, encode_lines, seal
 from agent.wire.event import Event
 from collector import cli
+from collector.accounts import recorded_key
+from collector.audit import Who
 from collector.store import keys
 from tests.commands import run_main
 from tests.ports import free_port
@@ -151,10 +153,12 @@ class Collector:
 
         async def make() -> str:
             async with connected(self.dsn) as connection:
-                made = await keys.create(
-                    connection, role=role, name="", site=site, line=line, station=station, expires=None
-                )
-                return made[0]
+                async with connection.transaction():
+                    secret, made = await keys.create(
+                        connection, role=role, name="", site=site, line=line, station=station, expires=None
+                    )
+                    await recorded_key(connection, Who.command(), made)
+                return secret
 
         # In a thread: the caller may have a loop that runs.
         with ThreadPoolExecutor(1) as pool:

@@ -1,14 +1,19 @@
 """`verify`: everything that is stored, held against everything that proves it.
 
 Passes: rows and frames, unit by unit, in processes of their own; the chains of streams; tombstones; the audit log; the Merkle tree and its
-checkpoints. Each reads in transactions of its own and none waits for another, so ingest goes on; what is stored meanwhile may be
-looked at or not, and is never found fault with. A row that lies in the wrong place is found twice, missing here and too many there: the two
-are told as one.
+checkpoints; what the audit log says of keys, users, tokens, suppressions, holds and erasures; alerts and their history; roll-ups; the
+triggers that guard the tables. Each reads in transactions of its own and none waits for another, so ingest goes on; what is stored
+meanwhile may be looked at or not, and is never found fault with. A row that lies in the wrong place is found twice, missing here and too
+many there: the two are told as one.
+
+With `events_max` rows and frames are a sample, those of the newest day first and then of days chosen by chance, and so are the hours of the
+roll-ups; all the rest is looked at as a whole.
 """
 
 import asyncio
 import multiprocessing
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,12 +28,15 @@ from msgspec import Struct
 
 from collector.evidence import treecheck
 from collector.evidence import unit as unit_
+from collector.evidence.alertcheck import alert_findings
 from collector.evidence.chain import Walk, missing_partitions, spans, tombstone_findings
 from collector.evidence.finding import Finding
 from collector.evidence.note import VerifierKey
+from collector.evidence.rollupcheck import rollup_findings
 from collector.evidence.signed import key_findings
+from collector.evidence.statecheck import state_findings
 from collector.evidence.unit import Checked
-from collector.store import evidence, retention
+from collector.store import evidence, retention, schema
 from collector.store.database import StoreUnavailable, connect, translated
 from collector.store.evidence import Unit
 
@@ -40,6 +48,8 @@ FORKS_SHOWN = 20
 """More are counted and not listed."""
 ALONE_EVENTS = 100_000
 """Up to so many events no process is started: that takes longer than they do."""
+HOURS_MAX = 48
+"""Hours of the roll-ups that are counted again where not all of them are."""
 WAITING_UNITS = 4
 """Units handed to each process ahead of time."""
 
@@ -60,6 +70,9 @@ class Report(Struct):
     rows: int = 0
     deleted_by_retention: int = 0
     erased: int = 0
+    sampled: bool = False
+    """Whether rows and roll-ups were looked at by sample."""
+    rollup_hours: int = 0
     streams: int = 0
     tombstones: int = 0
     audit_records: int = 0
@@ -87,6 +100,8 @@ class Wanted:
     """Verifier keys that are believed, and no others."""
     own: VerifierKey | None = None
     """The key of this installation, from its file."""
+    events_max: int | None = None
+    """Rows of about so many events are compared, and no more; None: of all."""
     progress: Callable[[int, int], None] = lambda _done, _all: None
     """Called with events looked at, and about how many there are."""
 
@@ -113,6 +128,8 @@ async def verify(dsn: str, wanted: Wanted) -> Report:
             found += key_findings(await evidence.agent_keys(connection, None))
             found += tombstone_findings(tombstones, hashes)
             found += await _tree(connection, wanted, report, tombstones)
+            if wanted.agent is None and wanted.since is None:
+                found += await _beside(connection, report)
             report.forks, newest = await evidence.forks(connection, wanted.agent, wanted.since, FORKS_SHOWN)
             report.notes += _forked(report.forks, newest)
     report.findings = list(told_once(found))
@@ -121,6 +138,19 @@ async def verify(dsn: str, wanted: Wanted) -> Report:
     report.ok = not report.findings
     report.seconds = round(time.monotonic() - started, 3)
     return report
+
+
+async def _beside(connection: "Plain", report: Report) -> list[Finding]:
+    """What is neither rows nor evidence, each of one moment."""
+    found: list[Finding] = []
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        found += await state_findings(connection)
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        found += await alert_findings(connection)
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        cells, report.rollup_hours = await rollup_findings(connection, HOURS_MAX if report.sampled else None)
+    troubles = await schema.troubles(connection)
+    return [*found, *cells, *(Finding(kind=one.kind, text=one.text, table=one.table) for one in troubles)]
 
 
 def _forked(count: int, newest: "Iterable[Any]") -> list[str]:
@@ -170,6 +200,8 @@ async def _rows(
     found: list[Finding] = []
     since = wanted.since.date() if wanted.since is not None else None
     days = [day for day in sorted(days) if since is None or day >= since]
+    if wanted.events_max is not None and total > wanted.events_max:
+        return await _sample(dsn, connection, wanted, report, days, total)
     with _hands(dsn, wanted, total) as hand:
         waiting: set[asyncio.Future[list[Checked]]] = set()
         for day in days:
@@ -185,6 +217,37 @@ async def _rows(
     return found
 
 
+async def _sample(
+    dsn: str, connection: "Plain", wanted: Wanted, report: Report, days: list[Any], total: int
+) -> list[Finding]:
+    """Units of the newest day, then of days chosen by chance, until there are enough."""
+    report.sampled = True
+    found: list[Finding] = []
+    left = wanted.events_max or 0
+    for day in [*days[-1:], *random.sample(days[:-1], max(0, len(days) - 1))]:
+        units = [unit async for unit in evidence.units(connection, day, wanted.agent)]
+        for unit in random.sample(units, len(units)):
+            if left <= 0:
+                break
+            left -= unit.events
+            async with _connected(dsn) as own:
+                _add(await unit_.check(own, unit, wanted.agent), report, found)
+            wanted.progress(report.events, wanted.events_max or 0)
+        if left <= 0:
+            break
+    report.notes.append(f"a sample: rows of {report.events} of {total} events were compared")
+    return found
+
+
+def _add(one: Checked, report: Report, found: list[Finding]) -> None:
+    report.batches += one.batches
+    report.events += one.events
+    report.rows += one.rows
+    report.deleted_by_retention += one.gone
+    report.erased += one.erased
+    found += one.findings
+
+
 async def _take(
     waiting: "set[asyncio.Future[list[Checked]]]", report: Report, found: list[Finding], wanted: Wanted, total: int
 ) -> "set[asyncio.Future[list[Checked]]]":
@@ -195,12 +258,7 @@ async def _take(
         except BrokenProcessPool as error:
             raise StoreUnavailable(f"a process of verify ended: {error}") from error
         for one in checked:
-            report.batches += one.batches
-            report.events += one.events
-            report.rows += one.rows
-            report.deleted_by_retention += one.gone
-            report.erased += one.erased
-            found += one.findings
+            _add(one, report, found)
     wanted.progress(report.events, max(total, report.events))
     return rest
 

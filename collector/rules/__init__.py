@@ -17,6 +17,7 @@ RULES = {
     "gap": "collector.rules.gap",
     "chain": "collector.rules.chain",
     "claimed": "collector.rules.claimed",
+    "evidence": "collector.rules.evidence",
     "address": "collector.rules.address",
     "change": "collector.rules.change",
 }

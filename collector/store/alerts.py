@@ -15,6 +15,7 @@ import msgspec
 from collector.alert_state import Action, NotAllowed, Reason, Standing, State, act
 from collector.store.database import translated
 from collector.store.events import ALL, Filter, Record, Scope, Where, fetch_bounded, scope_conditions, where_of
+from collector.store.rows import to_us
 from collector.store.stream import Cursor, Snapshot
 
 if TYPE_CHECKING:
@@ -212,6 +213,18 @@ async def write(connection: "Anyone", step: Written) -> None:
     await connection.executemany(_HIT, list(step.hits.items()))
 
 
+def standing_text(s: Standing) -> str:
+    """Return a standing as the history keeps it, the same as STANDING_SQL makes of a row of alerts."""
+    until = "" if s.quiet_until is None else str(to_us(s.quiet_until))
+    return "|".join((s.state, s.reason or "", until, s.assignee or "", str(s.reopened), str(s.version)))
+
+
+STANDING_SQL = (
+    "concat_ws('|', a.state, coalesce(a.reason, ''), coalesce((extract(epoch FROM a.quiet_until) * 1000000)::bigint::text, ''), "
+    "coalesce(a.assignee, ''), a.reopened, a.version)"
+)
+
+
 def _values(alert: Alert) -> tuple[Any, ...]:
     s = alert.standing
     return (
@@ -222,10 +235,13 @@ def _values(alert: Alert) -> tuple[Any, ...]:
 
 
 def note(
-    alert: "tuple[int | None, int]", who: tuple[str, str], action: str, states: tuple[State | None, State | None], **data: Any
+    alert: "tuple[int | None, int]", who: tuple[str, str], action: str, states: tuple[State | None, State | None], *,
+    standing: Standing | None = None, **data: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """A line of the history. `alert`: its number and that of its incident."""
+    """A line of the history. `alert`: its number and that of its incident; `standing`: how far it is then, for `verify`."""
     kept = {name: value for name, value in data.items() if value is not None}
+    if standing is not None:
+        kept["standing"] = standing_text(standing)
     return (*alert, *who, action, *states, json.dumps(kept, default=str))
 
 
@@ -319,7 +335,7 @@ async def change(connection: "Anyone", row: Record, action: Action, who: tuple[s
     done = Done(before, after, row["incident_id"])
     await put(connection, row["alert_id"], after)
     line = note(
-        (row["alert_id"], row["incident_id"]), who, action.verb, (before.state, after.state),
+        (row["alert_id"], row["incident_id"]), who, action.verb, (before.state, after.state), standing=after,
         reason=after.reason if after.reason != before.reason else None, comment=action.comment, until=action.until,
         assignee=after.assignee if action.verb == "assign" else None, before=before.assignee if action.verb == "assign" else None,
     )  # fmt: skip
@@ -399,8 +415,9 @@ async def apply(
             continue
         before.append([row["alert_id"], after.version, msgspec.to_builtins(standing)])
         changes.append(_stand(row["alert_id"], after))
-        line = note((row["alert_id"], row["incident_id"]), who, action.verb, (standing.state, after.state), reason=after.reason,
-                    comment=action.comment, until=action.until, assignee=action.assignee, selection=selection["selection_id"])  # fmt: skip
+        line = note((row["alert_id"], row["incident_id"]), who, action.verb, (standing.state, after.state),
+                    standing=after, reason=after.reason, comment=action.comment, until=action.until, assignee=action.assignee,
+                    selection=selection["selection_id"])  # fmt: skip
         lines.append(line)
         incidents.add(row["incident_id"])
     await connection.executemany(_STAND, changes)
@@ -424,8 +441,9 @@ async def undo(connection: "Anyone", selection: Record, who: tuple[str, str], sc
         version, was = kept[row["alert_id"]]
         if row["version"] != version:
             continue
-        changes.append(_stand(row["alert_id"], replace(was, version=version + 1)))
-        lines.append(note((row["alert_id"], row["incident_id"]), who, "undo", (row["state"], was.state),
+        back = replace(was, version=version + 1)
+        changes.append(_stand(row["alert_id"], back))
+        lines.append(note((row["alert_id"], row["incident_id"]), who, "undo", (row["state"], was.state), standing=back,
                           selection=selection["selection_id"]))  # fmt: skip
         incidents.add(row["incident_id"])
     await connection.executemany(_STAND, changes)

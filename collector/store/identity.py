@@ -143,7 +143,7 @@ async def revoke_token(connection: "Anyone", prefix: str) -> Token | None:
 
 async def enrol(connection: "Anyone", *, prefix: str, secret: str, proof: Proof) -> tuple[AgentKey, list[Link], bool]:
     """Let a key in by a token, in the caller's transaction: the key, what it links to, and whether this is new. Raises Refused."""
-    await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", ADVISORY_LOCK, str(proof.agent_id))
+    await _alone(connection, proof.agent_id)
     row = await connection.fetchrow(
         f"SELECT {_COLUMNS}, hash, expires <= now() AS late FROM enrolment_tokens WHERE prefix = $1 FOR UPDATE",
         prefix,
@@ -173,6 +173,11 @@ async def enrol(connection: "Anyone", *, prefix: str, secret: str, proof: Proof)
     )  # fmt: skip
     await connection.execute(_NOTE_AGENT, proof.agent_id, place_id)
     return await _known(connection, proof.key_id), await links(connection, token.token_id), True
+
+
+async def _alone(connection: "Anyone", agent_id: UUID) -> None:
+    """Let nobody else change the keys of an agent until the transaction ends: a key that comes while they are revoked would stay good."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", ADVISORY_LOCK, str(agent_id))
 
 
 async def _place(connection: "Anyone", token: Token, agent_id: UUID) -> tuple[str, str, str]:
@@ -248,6 +253,7 @@ async def rotate(connection: "Anyone", *, old: str, proof: Proof, overlap: timed
 
     The old one stays good for `overlap`, for requests that are under way.
     """
+    await _alone(connection, proof.agent_id)
     await connection.execute("SELECT FROM agent_keys WHERE agent_id = $1 ORDER BY key_id FOR UPDATE", proof.agent_id)
     existing = await find(connection, proof.key_id)
     if existing is not None:
@@ -281,6 +287,7 @@ def ended(key: AgentKey) -> str:
 async def revoke_agent(connection: "Anyone", agent_id: UUID, by: str) -> int | None:
     """Take back all keys of an agent, those of the API included; how many. None where there is no such agent."""
     with translated():
+        await _alone(connection, agent_id)
         known = await connection.fetchval(_IS_KNOWN, agent_id)
         if not known:
             return None

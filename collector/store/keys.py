@@ -94,6 +94,12 @@ async def bind(connection: "Anyone", key_id: int, agent_id: UUID) -> UUID:
     return bound
 
 
+async def of_agent(connection: "Anyone", agent_id: UUID) -> list[str]:
+    """Return the prefixes of the keys that are bound to an agent, the latest 90."""
+    sql = "SELECT prefix FROM api_keys WHERE agent_id = $1 ORDER BY key_id DESC LIMIT 90"
+    return [row["prefix"] for row in await connection.fetch(sql, agent_id)]
+
+
 async def place_of(connection: "Anyone", key: Key) -> int:
     """Number of the place that a key names, made where it is new."""
     return await place_named(connection, key.site, key.line, key.station)

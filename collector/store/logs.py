@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from collector.store import tree
+from collector.store import states, tree
 from collector.store.alerts import READER_LOCK
 from collector.store.database import translated
 from collector.store.events import Where
@@ -80,12 +80,16 @@ async def _stretch(
             return None
         action = Action(_day(row["youngest"]), "audit", rule, row["records"])
         said = {name: row[name] for name in ("first", "last", "records", "prev", "hash")}
+        # What these records alone say of keys, users and the like stays known: `verify` holds the rows against it.
+        carried = await states.leaving(connection, row["last"])
         number: int = await connection.fetchval(NEXT)
         await bury(connection, number, action, "", [said], None, sign)
         await connection.execute(
             "DELETE FROM audit_log WHERE no BETWEEN $1 AND $2", row["first"], row["last"], timeout=STATEMENT_S_MAX
         )
         told = {"tombstone": number, "first": row["first"], "last": row["last"], "until": row["youngest"].isoformat()}
+        for piece in carried:
+            await note(connection, "audit.carried", {"tombstone": number, "state": piece})
         await note(connection, "audit.retention", {**told, "hash": row["hash"], "rule": rule})
     return action
 

@@ -29,6 +29,7 @@ EVERYWHERE = 0
 FOLD_ROWS_MAX = 20_000
 """Deltas folded in one transaction; more wait for the next one, which follows at once."""
 REBUILD_ROWS = 5_000
+CHECK_S_MAX = 3_600.0
 GROUPS_MAX = 10_000
 """Groups of one answer. More are refused by `TooMany`: the question is to be made narrower."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -258,6 +259,28 @@ async def _sum_up(connection: "Plain", part: Period, whole: Period, bucket: date
     await _write(connection, cells)
 
 
+async def differing(connection: "Anyone", begin: datetime, end: datetime, limit: int) -> "Sequence[Any]":
+    """Cells of whole hours that are not what the events of that time add up to, what is not folded yet included: at most `limit`."""
+    earliest = begin - timedelta(seconds=FUTURE_S_MAX)
+    return await connection.fetch(_DIFFERING, begin, end, earliest, limit, timeout=CHECK_S_MAX)
+
+
+async def unsummed(connection: "Anyone", limit: int) -> "Sequence[Any]":
+    """Cells of longer periods, or of all places together, that are not the sum of their parts: at most `limit`."""
+    found: list[Any] = []
+    parts: tuple[tuple[Period, Period], ...] = (("hour", "day"), ("day", "week"), ("day", "month"))
+    for part, whole in parts:
+        found += await connection.fetch(_UNSUMMED, part, whole, limit, timeout=CHECK_S_MAX)
+    found += await connection.fetch(_UNPLACED, limit, timeout=CHECK_S_MAX)
+    return found[:limit]
+
+
+async def hours(connection: "Anyone", since: datetime | None) -> list[datetime]:
+    """The hours that have cells, or would have, from `since` on."""
+    rows = await connection.fetch(_HOURS, since or EPOCH, timeout=CHECK_S_MAX)
+    return [row[0] for row in rows]
+
+
 def pieces(begin: datetime, end: datetime) -> "Iterator[tuple[Period, datetime, datetime]]":
     """Whole months, days and hours that make up a period of whole hours."""
     if begin >= end:
@@ -397,6 +420,64 @@ SELECT place_id, type, severity, source, outcome, time_flag,
        (extract(epoch FROM received) * 1000000)::bigint AS received_us, (extract(epoch FROM time) * 1000000)::bigint AS time_us,
        (extract(epoch FROM observed) * 1000000)::bigint AS observed_us
 FROM security_events WHERE time >= $1 AND time < $2 AND received >= $3
+"""
+_NUMBERS = (
+    "events",
+    *(f"{name}_{part}" for name in ("latency", "processing") for part in ("count", "sum", "min", "max")),
+)
+_ADDED = ", ".join(
+    f"{'min' if name.endswith('_min') else 'max' if name.endswith('_max') else 'sum'}({name})::numeric AS {name}"
+    for name in _NUMBERS
+)
+_CELL = "bucket, place_id, type, category, severity, source, outcome"
+_DIFFER = " OR ".join(f"s.{name} IS DISTINCT FROM c.{name}" for name in _NUMBERS)
+_LATENCY, _PROCESSING = (
+    f"(extract(epoch FROM received - {column}) * 1000000)::bigint" for column in ("time", "observed")
+)
+_DIFFERING = f"""
+WITH s AS (
+    SELECT {_CELL}, {_ADDED} FROM (
+        SELECT {_CELL}, {", ".join(_NUMBERS)} FROM event_metrics
+        WHERE period = 'hour' AND place_id <> 0 AND bucket >= $1 AND bucket < $2
+        UNION ALL SELECT hour, place_id, type, category, severity, source, outcome, {", ".join(_NUMBERS)} FROM metric_deltas
+        WHERE hour >= $1 AND hour < $2
+    ) AS parts GROUP BY {_CELL}
+), c AS (
+    SELECT date_trunc('hour', time, 'UTC') AS bucket, place_id, type, category, severity, left(source, 200) AS source,
+        left(coalesce(outcome, ''), 200) AS outcome, count(*)::numeric AS events,
+        count(*) FILTER (WHERE time_flag IS NULL)::numeric AS latency_count,
+        coalesce(sum({_LATENCY}) FILTER (WHERE time_flag IS NULL), 0)::numeric AS latency_sum,
+        min({_LATENCY}) FILTER (WHERE time_flag IS NULL)::numeric AS latency_min,
+        max({_LATENCY}) FILTER (WHERE time_flag IS NULL)::numeric AS latency_max,
+        count(observed)::numeric AS processing_count, coalesce(sum({_PROCESSING}), 0)::numeric AS processing_sum,
+        min({_PROCESSING})::numeric AS processing_min, max({_PROCESSING})::numeric AS processing_max
+    FROM security_events WHERE time >= $1 AND time < $2 AND received >= $3 GROUP BY 1, 2, 3, 4, 5, 6, 7
+)
+SELECT {_CELL}, coalesce(s.events, 0) AS said, coalesce(c.events, 0) AS counted FROM s FULL JOIN c USING ({_CELL})
+WHERE {_DIFFER} ORDER BY bucket, place_id LIMIT $4
+"""
+_UNSUMMED = f"""
+WITH c AS (
+    SELECT date_trunc($2, bucket, 'UTC') AS bucket, place_id, type, category, severity, source, outcome, {_ADDED}
+    FROM event_metrics WHERE period = $1 GROUP BY 1, 2, 3, 4, 5, 6, 7
+), s AS (SELECT {_CELL}, {", ".join(_NUMBERS)} FROM event_metrics WHERE period = $2)
+SELECT $2 AS period, {_CELL}, coalesce(s.events, 0) AS said, coalesce(c.events, 0) AS counted FROM s FULL JOIN c USING ({_CELL})
+WHERE {_DIFFER} ORDER BY bucket, place_id LIMIT $3
+"""
+_UNPLACED = f"""
+WITH c AS (
+    SELECT bucket, 0 AS place_id, type, category, severity, source, outcome, {_ADDED}
+    FROM event_metrics WHERE period = 'hour' AND place_id <> 0 GROUP BY 1, 3, 4, 5, 6, 7
+), s AS (SELECT {_CELL}, {", ".join(_NUMBERS)} FROM event_metrics WHERE period = 'hour' AND place_id = 0)
+SELECT 'hour' AS period, {_CELL}, coalesce(s.events, 0) AS said, coalesce(c.events, 0) AS counted FROM s FULL JOIN c USING ({_CELL})
+WHERE {_DIFFER} ORDER BY bucket LIMIT $1
+"""
+_HOURS = """
+SELECT DISTINCT bucket FROM (
+    SELECT bucket FROM event_metrics WHERE period = 'hour' AND place_id = 0 AND bucket >= $1
+    UNION ALL SELECT hour FROM metric_deltas WHERE hour >= $1
+    UNION ALL SELECT bucket FROM event_metrics WHERE period = 'hour' AND bucket >= $1
+) AS h ORDER BY 1
 """
 _PARTS = f"""
 SELECT place_id, {", ".join((*_KEY, *_VALUES))} FROM event_metrics WHERE period = $1 AND bucket >= $2 AND bucket < $3

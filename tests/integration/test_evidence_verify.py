@@ -321,7 +321,10 @@ async def test_a_personal_line_that_nobody_declared_erased_is_found(copy: str) -
         number = await connection.fetchval(f"SELECT batch_id FROM evidence WHERE {WHERE}")
         sql = "INSERT INTO erased_lines VALUES ($1, 1, '{[0,1),[3,4),[6,7),[9,10)}')"
         await connection.execute(sql, number)
-    assert (await look(copy)).ok
+    # A row that declares them erased is no erasure: nobody asked for it, and nobody confirmed it.
+    (forged, unconfirmed) = (await look(copy)).findings
+    assert (forged.kind, forged.lane, forged.batch, forged.table) == ("erasure.forged", 1, 2, "erased_lines")
+    assert (unconfirmed.kind, unconfirmed.table, unconfirmed.record) == ("erasure.forged", "erasures", 1)
 
 
 @pytest.mark.parametrize("gone", [("security_events", "evidence"), ("security_events",), ("evidence",)])
