@@ -8,8 +8,9 @@ from uuid import UUID
 
 from agent.wire.batch import Sealed, read_frames
 from agent.wire.event import Event
+from collector import audit
 from collector.ingest import _advance, stream_of
-from collector.store import batches
+from collector.store import batches, retention
 from tests.collector_process import Chain, event
 
 Connection = Any
@@ -28,6 +29,25 @@ async def store(connection: Connection, *sealed: Sealed, day: date | None = None
             _advance(heads[stream_of(frame)], frame)
         await transaction.move_heads(heads)
         await transaction.note_agent(heads.values(), place_id=1, version=None, clock_offset_us=None, status=None)
+
+
+async def recorded(connection: Connection, *objects: tuple[str, str], action: str = "test") -> None:
+    """Have the audit log say what these are now, as whatever changes them does."""
+    await audit.record(connection, audit.Who.command(), action, objects=objects)
+
+
+async def hold(connection: Connection, name: str, query: str) -> int:
+    """A legal hold, with its record."""
+    number = await retention.hold(connection, name, query)
+    await recorded(connection, ("hold", str(number)))
+    return number
+
+
+async def release(connection: Connection, number: int) -> bool:
+    """End one, with its record."""
+    done = await retention.release(connection, number)
+    await recorded(connection, ("hold", str(number)))
+    return done
 
 
 @contextmanager

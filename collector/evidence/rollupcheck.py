@@ -27,6 +27,8 @@ async def rollup_findings(connection: "Anyone", hours_max: int | None) -> tuple[
     if hours_max is None or len(there) <= hours_max:
         rows = await rollups.differing(connection, since or _EARLY, _FAR, FOUND_MAX)
         found += [_cell(row, "hour", "events") for row in rows]
+    elif hours_max == 0:
+        there = []
     else:
         there = [there[-1], *random.sample(there[:-1], hours_max - 1)]
         for hour in there:

@@ -91,7 +91,9 @@ class Inspector:
                 self.pulse.ok()
                 return None
             last = await verify_runs.last(connection)
-            if last is not None and last.age_s < (self._every_s if last.findings is not None else min(self._every_s, RETRY_AFTER_S)):
+            if last is not None and last.age_s < (
+                self._every_s if last.findings is not None else min(self._every_s, RETRY_AFTER_S)
+            ):
                 if last.findings is not None:
                     self.pulse.ok()
                 return None
@@ -104,7 +106,9 @@ class Inspector:
         except _Failed as error:
             _log.error("verify did not come to its end: %s", error)
             self.pulse.waits(f"the last run did not come to its end: {error}")
-            await verify_runs.note(connection, started, findings=None, events=0, sampled=False, trouble=str(error)[:500])
+            await verify_runs.note(
+                connection, started, findings=None, events=0, sampled=False, trouble=str(error)[:500]
+            )
             return None
         found = len(report.findings) + report.findings_left_out
         for agent, events in _told(report.findings, report.findings_left_out):
@@ -145,7 +149,9 @@ async def _in_process(order: Order) -> Report:
                 process.kill()
             await process.wait()
     if process.returncode != 0:
-        raise _Failed(errors.decode(errors="replace").strip().rpartition("\n")[2] or f"it ended with {process.returncode}")
+        raise _Failed(
+            errors.decode(errors="replace").strip().rpartition("\n")[2] or f"it ended with {process.returncode}"
+        )
     return msgspec.json.decode(out, type=Report)
 
 
@@ -169,7 +175,11 @@ def _told(found: Sequence[Finding], left_out: int) -> Iterator[tuple[UUID, list[
 def _event(kind: str, agent: str, table: str, first: Finding, count: int) -> Event:
     now = time.time_ns() // 1000
     more = f" (and {count - 1} more of this kind)" if count > 1 else ""
-    said = {name: value for name in ("buffer", "lane", "batch", "event", "record") if (value := getattr(first, name)) is not None}
+    said = {
+        name: value
+        for name in ("buffer", "lane", "batch", "event", "record")
+        if (value := getattr(first, name)) is not None
+    }
     return Event(
         time=now, observed=now, type="security.evidence.broken", source="collector", target=agent or table or kind, outcome="failure",
         message=f"{first}{more}"[:2_000], data={"finding": kind, "table": table, "agent_id": agent, "count": count, **said},

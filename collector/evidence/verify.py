@@ -129,7 +129,8 @@ async def verify(dsn: str, wanted: Wanted) -> Report:
             found += tombstone_findings(tombstones, hashes)
             found += await _tree(connection, wanted, report, tombstones)
             if wanted.agent is None and wanted.since is None:
-                found += await _beside(connection, report)
+                whole = not any(finding.kind.startswith(("row.", "frame.", "partition.")) for finding in found)
+                found += await _beside(connection, report, rows_hold=whole)
             report.forks, newest = await evidence.forks(connection, wanted.agent, wanted.since, FORKS_SHOWN)
             report.notes += _forked(report.forks, newest)
     report.findings = list(told_once(found))
@@ -140,15 +141,18 @@ async def verify(dsn: str, wanted: Wanted) -> Report:
     return report
 
 
-async def _beside(connection: "Plain", report: Report) -> list[Finding]:
-    """What is neither rows nor evidence, each of one moment."""
+async def _beside(connection: "Plain", report: Report, *, rows_hold: bool) -> list[Finding]:
+    """What is neither rows nor evidence, each of one moment. Roll-ups are held against rows only where those hold themselves."""
     found: list[Finding] = []
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         found += await state_findings(connection)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         found += await alert_findings(connection)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        cells, report.rollup_hours = await rollup_findings(connection, HOURS_MAX if report.sampled else None)
+        hours = 0 if not rows_hold else HOURS_MAX if report.sampled else None
+        cells, report.rollup_hours = await rollup_findings(connection, hours)
+        if not rows_hold:
+            report.notes.append("hours of the roll-ups were not counted again, since rows are not what they have to be")
     troubles = await schema.troubles(connection)
     return [*found, *cells, *(Finding(kind=one.kind, text=one.text, table=one.table) for one in troubles)]
 

@@ -1,13 +1,14 @@
 """When `verify` ran by itself, and which of several collectors does it: whoever has the lock, one at a time."""
 
 import contextlib
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from collector.store.database import connect, translated
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from collector.store.database import Anyone, Plain
 
 ADVISORY_LOCK = 0x4C57_000E

@@ -16,6 +16,7 @@ from collector.legal import held
 from collector.store import partitions, retention
 from collector.store.batches import Transaction
 from collector.store.retention import Rule
+from tests import evidence
 from tests.collector_process import Chain, Collector, event, post, run_cli
 from tests.postgres import connected
 
@@ -59,7 +60,7 @@ async def test_days_and_rows_leave_by_rule_and_age_and_what_is_held_stays(dsn: s
         await partitions.ensure(connection, ahead_days=0)
         for age in (45, 30, 10, 2):
             await _filled(connection, TODAY - timedelta(days=age + 1))
-        number = await retention.hold(connection, "case 7", "actor=eve&text=keep")
+        number = await evidence.hold(connection, "case 7", "actor=eve&text=keep")
         planned = await retention.run(connection, POLICY, await held(connection), dry=True)
         assert len(await _left(connection)) == 4
         done = await retention.run(connection, POLICY, await held(connection), dry=False)
@@ -68,7 +69,7 @@ async def test_days_and_rows_leave_by_rule_and_age_and_what_is_held_stays(dsn: s
             45: ["keep"], 30: ["grave", "keep"], 10: ["grave", "rest", "keep"], 2: ["r", "grave", "rest", "keep"],
         }  # fmt: skip
         assert await retention.run(connection, POLICY, await held(connection), dry=False) == []
-        assert await retention.release(connection, number)
+        assert await evidence.release(connection, number)
         done = await retention.run(connection, POLICY, [], dry=False)
         assert [(a.kind, a.events) for a in done] == [("drop", 1), ("delete", 1)]
         assert await _left(connection) == {

@@ -192,6 +192,8 @@ async def _rewritten(connection: Any, old: Chain, agent: str) -> None:
         "merkle_leaves",
         "checkpoints",
         "checkpoint_keys",
+        "event_metrics",
+        "metric_deltas",
     ):
         await connection.execute(f"TRUNCATE {table} RESTART IDENTITY")
     await connection.execute("UPDATE merkle_state SET leaves = 0, xid = '0', tombstone = 0, audit = 0")

@@ -28,6 +28,7 @@ from collector.store import analytics, partitions, retention, subjects
 from collector.store.retention import Rule
 from collector.subject import Refused, python_pattern
 from collector.vault import Vault
+from tests import evidence
 from tests.collector_process import ROOT, Chain, Collector, event, events_of, post, run_cli
 from tests.evidence import mixture, store
 from tests.postgres import connected
@@ -129,6 +130,7 @@ async def test_nothing_of_a_person_is_left_anywhere_and_the_evidence_holds(dsn: 
         assert [a for a in actions if a.startswith("subject")] == [
             "subject.erase.requested",
             "subject.erase.confirmed",
+            *["subject.lines.erased"] * actions.count("subject.lines.erased"),
             "subject.erased",
         ]
 
@@ -211,7 +213,7 @@ async def test_it_takes_two_persons_and_no_hold(dsn: str) -> None:
             await subject.confirm(connection, ANN, number, [], two_persons=True)
         with pytest.raises(Refused, match="is requested"):
             await subject.run(connection, BOB, number, [])
-        hold = await retention.hold(connection, "trial", f"actor={NAME}")
+        hold = await evidence.hold(connection, "trial", f"actor={NAME}")
         holds = await held(connection)
         with pytest.raises(Refused, match=f"legal hold {hold} "):
             await subject.confirm(connection, BOB, number, holds, two_persons=True)

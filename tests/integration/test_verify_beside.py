@@ -27,7 +27,7 @@ from collector.evidence.verify import Wanted, verify
 from collector.rules import RulesSettings
 from collector.store import alerts, identity, keys, partitions, retention, rollups, schema, sessions, states, users
 from collector.store.database import Database
-from collector.store.events import ALL
+from collector.store.events import ALL, Filter
 from collector.store.identity import Proof
 from tests.collector_process import Chain
 from tests.evidence import fill, store
@@ -134,13 +134,12 @@ async def _alerts(dsn: str, connection: Any) -> None:
     now = datetime.now(UTC)
     async with connection.transaction():
         row = await alerts.one(connection, 1, ALL, lock=True)
+        assert row is not None
         done = await alerts.change(connection, row, Action(verb="close", reason="benign"), ("ann", "user"), now)
         told = {"version": done.after.version}
         await audit.record(connection, ANN, "alert.close", target="alert/1", data=told)
     async with connection.transaction():
-        chosen = await alerts.select(
-            connection, alerts.Wanted(events=alerts.Filter(scope=ALL), states=("open",)), "", "ann"
-        )
+        chosen = await alerts.select(connection, alerts.Wanted(events=Filter(scope=ALL), states=("open",)), "", "ann")
         selection = await alerts.lock_selection(connection, chosen.selection_id, "ann")
         assert selection is not None
         changed, left = await alerts.apply(connection, selection, Action(verb="acknowledge"), ("ann", "user"), ALL, now)

@@ -22,6 +22,7 @@ from collector.store.database import Database
 from collector.store.events import ALL, Filter
 from collector.store.retention import Rule
 from collector.store.rollups import Question
+from tests import evidence
 from tests.collector_process import Chain, event
 from tests.evidence import store
 from tests.postgres import connected
@@ -133,10 +134,10 @@ async def test_totals_agree_through_a_year_with_a_leap_day_changes_of_the_clock_
             today = FIRST + number * DAY
             await year.live(today)
             if today == HELD_FROM:
-                hold = await retention.hold(connection, "case 29", "actor=eve")
+                hold = await evidence.hold(connection, "case 29", "actor=eve")
             if today == RELEASED:
                 await _held(year)
-                assert await retention.release(connection, hold)
+                assert await evidence.release(connection, hold)
             if today.day == 1 or today == LAST:
                 await year.month_ends(today)
         assert number + 1 == 366
