@@ -102,8 +102,14 @@ def test_a_claimed_type_is_a_type_and_the_collector_s_alone(type_: str) -> None:
 
 
 def test_every_rule_of_the_collector_raises_types_that_nobody_else_may_send() -> None:
-    own = ["alert.chain.forked", "alert.collection.gap", "alert.fleet.address", "alert.fleet.change"]
-    spread = {"address", "change", "chain", "gap"}
+    own = [
+        "alert.chain.forked",
+        "alert.evidence.broken",
+        "alert.collection.gap",
+        "alert.fleet.address",
+        "alert.fleet.change",
+    ]
+    spread = {"address", "change", "chain", "evidence", "gap"}
     own += [agent_type(name) for name in RULES if name not in spread]
     assert [name for name in own if not is_collectors(name)] == []
     assert "type" in COLUMNS
