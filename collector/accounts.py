@@ -16,6 +16,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from collector import audit, passwords
 from collector.access import Caller
+from collector.bodies import moment
 from collector.problems import Problem
 from collector.sessions import Place, places_of, scope_of
 from collector.store import keys, users
@@ -138,10 +139,6 @@ def _stored(*texts: str) -> None:
         raise Problem(400, "a text has a NUL character, which cannot be stored", code="text")
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
 @get("/v1/keys", opt={"access": "manage"}, tags=["access"], summary="The keys, without their secrets")
 async def get_keys(request: Request[Any, Any, Any], state: State) -> Keys:
     """Those that reach no further than the caller."""
@@ -157,7 +154,7 @@ async def post_key(request: Request[Any, Any, Any], state: State, data: NewKey) 
     caller: Caller = request.auth
     caller.must_cover(((data.site, data.line, data.station),))
     _stored(data.name, data.site, data.line, data.station)
-    expires = _utc(data.expires)
+    expires = moment("expires", data.expires)
     if expires is not None and expires <= datetime.now(UTC):
         raise Problem(400, "expires lies in the past", code="expires")
     async with state.database.connection() as store, store.transaction():

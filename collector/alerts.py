@@ -9,7 +9,7 @@ import base64
 import re
 import struct
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
@@ -25,6 +25,7 @@ from agent.wire.bounds import OutOfBounds
 from collector import audit
 from collector.alert_state import REASONS, STATES, Action, NotAllowed, Reason, Verb
 from collector.alert_state import State as AlertState
+from collector.bodies import moment
 from collector.problems import Problem
 from collector.query import FILTERS, filter_of, provide_filter
 from collector.store import alerts as store
@@ -131,7 +132,7 @@ class Change(Struct, forbid_unknown_fields=True):
 
     def act(self) -> Action:
         """As the state machine takes it."""
-        until = self.until.replace(tzinfo=UTC) if self.until is not None and self.until.tzinfo is None else self.until
+        until = moment("until", self.until)
         return Action(
             verb=self.action, reason=self.reason, until=until, assignee=self.assignee, comment=self.comment
         )  # fmt: skip
@@ -670,11 +671,11 @@ async def create_suppression(request: Request[Any, Any, Any], state: State, data
     """Alerts that fit are counted, stay closed, and are told to nobody, until it expires. Those that are open stay open."""
     caller: Caller = request.auth
     _suppressing(data.filter, caller.scope)
-    expires = data.expires if data.expires.tzinfo else data.expires.replace(tzinfo=UTC)
+    expires = moment("expires", data.expires)
     database: Database = state.database
     async with database.connection() as connection, connection.transaction():
         now = await store.database_now(connection)
-        if not now < expires <= now + timedelta(days=SUPPRESS_DAYS_MAX):
+        if expires is None or not now < expires <= now + timedelta(days=SUPPRESS_DAYS_MAX):
             raise Problem(400, f"expires has to lie ahead, at most {SUPPRESS_DAYS_MAX} days", code="expires")
         made = await store.suppress(
             connection,

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from litestar import Request, get
@@ -23,6 +23,7 @@ from litestar.params import QueryParameter
 from msgspec import Struct
 
 from collector.background import Pulse
+from collector.bodies import moment
 from collector.problems import Problem
 from collector.store import audit as store
 from collector.store import states
@@ -197,10 +198,6 @@ class Trail(Struct):
     next: str | None
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
 _CURSOR_BYTES = 8
 
 
@@ -241,7 +238,9 @@ async def get_audit(
     """The audit log. It belongs to no place, so it takes a caller who may see all of them. That it was read is recorded in it."""
     caller: Caller = request.auth
     caller.must_see_all()
-    wanted = store.Wanted(begin=_utc(from_), end=_utc(to), who=who, action=action, target=target, result=result)
+    wanted = store.Wanted(
+        begin=moment("from", from_), end=moment("to", to), who=who, action=action, target=target, result=result
+    )
     before = _decoded(after)
     database: Database = state.database
     async with database.connection() as connection:

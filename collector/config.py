@@ -47,12 +47,14 @@ class Server(_Section):
     listen              host:port
     certificate_file    PEM chain; with key_file turns TLS on (1.3 and later)
     allow_plaintext     let the network be read: only where a proxy in front ends TLS
+    metrics_open        /metrics without a key: only where nobody but Prometheus reaches this port
     """
 
     listen: str = "127.0.0.1:8443"
     certificate_file: Path | None = None
     key_file: Path | None = None
     allow_plaintext: bool = False
+    metrics_open: bool = False
     request_bytes_max: Annotated[int, Field(ge=65_536, le=1_073_741_824)] = 16 * 1024 * 1024
     request_open_bytes_max: Annotated[int, Field(ge=8_388_608, le=8_589_934_592)] = 256 * 1024 * 1024
     bodies_bytes_max: Annotated[int, Field(ge=65_536, le=68_719_476_736)] = 256 * 1024 * 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.datastructures import State
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from collector.store.partitions import Partitions
 from collector.stream import Hub
 
 if TYPE_CHECKING:
+    from collector.access import Caller
     from collector.figures import Figures
 
 PREFIX = "linewarden_collector_"
@@ -124,9 +125,11 @@ async def readyz(state: State) -> Response[Health]:
     return _answer(Health(all(check.ok for check in checks.values()), checks, health.tasks))
 
 
-@get("/metrics", opt={"access": PUBLIC}, tags=["health"], summary="Counters for Prometheus", media_type="text/plain")
-async def metrics(state: State) -> Response[str]:
-    """In the text format 0.0.4."""
+async def metrics(request: Request[Any, Any, Any], state: State) -> Response[str]:
+    """In the text format 0.0.4. It counts everything there is, so it takes a caller who may see every place, unless it is open."""
+    if request.route_handler.opt["access"] != PUBLIC:
+        caller: Caller = request.auth
+        caller.must_see_all()
     ingest: Ingest = state.ingest
     hub: Hub = state.hub
     figures: Figures = state.figures
@@ -211,4 +214,9 @@ _FRONT = """<!doctype html><html lang="en"><title>Linewarden collector</title>
 its health is at <a href="/healthz">/healthz</a>.</p></html>
 """
 
-ROUTES = [healthz, readyz, metrics, front]
+
+def routes(*, metrics_open: bool) -> list[Any]:
+    """Return the routes. `metrics_open`: whether anybody may read /metrics."""
+    shown = get("/metrics", opt={"access": PUBLIC if metrics_open else "read"}, tags=["health"], summary="Counters for Prometheus",
+                media_type="text/plain")(metrics)  # fmt: skip
+    return [healthz, readyz, shown, front]

@@ -9,7 +9,7 @@ import csv
 import io
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qs, urlencode
 from uuid import UUID
@@ -27,6 +27,7 @@ from msgspec import Raw, Struct
 from agent.wire import bounds
 from agent.wire.batch import MalformedBatch, read_frame
 from collector import access, personal
+from collector.bodies import moment
 from collector.problems import Problem
 from collector.proof import Proven, proof_of
 from collector.store import agents, events
@@ -188,10 +189,6 @@ def decode_cursor(text: str, order: Order) -> Position:
     return moment, batch_id, idx
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
 def _many(name: str, values: "Sequence[Any] | None") -> tuple[Any, ...]:
     if values and len(values) > VALUES_MAX:
         raise Problem(400, f"{name}: {len(values)} values; {VALUES_MAX} are taken", code="filter")
@@ -283,8 +280,8 @@ async def provide_filter(
     if severity_in and not all(1 <= value <= 6 for value in severity_in):  # noqa: PLR2004
         raise Problem(400, "severity_in: severities are 1 … 6", code="filter")
     return Filter(
-        begin=_utc(from_),
-        end=_utc(to),
+        begin=moment("from", from_),
+        end=moment("to", to),
         agents=_many("agent", agent),
         sites=_many("site", site),
         lines=_many("line", line),
@@ -332,10 +329,10 @@ def filter_of(query: str, scope: EventScope) -> Filter:
 def _converted(name: str, values: list[str]) -> dict[str, Any]:
     try:
         if name in ("from", "to"):
-            return {"begin" if name == "from" else "end": _utc(datetime.fromisoformat(values[-1]))}
+            return {"begin" if name == "from" else "end": moment(name, datetime.fromisoformat(values[-1]))}
         if name == "agent":
             return {"agents": tuple(map(UUID, values))}
-        numbers = tuple(map(int, values))
+        numbers = tuple(bounds.integer(value, 0, 9) for value in values)
     except ValueError:
         raise Problem(400, f"{name}: {', '.join(values)[:200]} cannot be read", code="filter") from None
     return {"severity_min": numbers[-1]} if name == "severity" else {"severities": numbers}

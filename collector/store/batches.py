@@ -15,7 +15,7 @@ import asyncpg
 
 from agent.wire.batch import GENESIS, Frame, MalformedBatch
 from collector.store import keys, rollups
-from collector.store.database import Database
+from collector.store.database import Database, StoreUnavailable
 from collector.store.rows import CENTRE as CENTRE  # noqa: PLC0414 - known by this name here too
 from collector.store.rows import COLUMNS, COPY_HEAD, COPY_TAIL, Rows, rows_of
 from collector.store.tally import Tallies, merge_into
@@ -60,6 +60,8 @@ class Head:
     batches: int = 0
     events: int = 0
     gaps: int = 0
+    before: int = 0
+    """`no` as it was read: from there alone the head is moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,9 @@ class Transaction:
         if len(rows) < len(wanted):
             await self._connection.execute(_MAKE_HEADS, *arguments, GENESIS)
             rows = await self._connection.fetch(_LOCK_HEADS, *arguments)
-        return {(row["buffer_id"], row["lane"]): Head(row["batch_no"], row["hash"]) for row in rows}
+        return {
+            (row["buffer_id"], row["lane"]): Head(row["batch_no"], row["hash"], before=row["batch_no"]) for row in rows
+        }
 
     async def known(self, stream: Stream, numbers: Sequence[int]) -> dict[int, Known]:
         """What is stored under numbers up to the head. A number that is missing here was dropped by retention."""
@@ -165,6 +169,10 @@ class Transaction:
             UnicodeError,
         ) as error:
             raise Unstorable(str(error)) from error
+        except asyncpg.UniqueViolationError as error:
+            raise StoreUnavailable(
+                f"a batch of this request was stored at the same moment by another: {error}"
+            ) from error
         return Stored(sum(summary.events for _, _, summary in chunks.opened), received)
 
     async def _into(self, table: str, columns: Sequence[str], records: Sequence[tuple[Any, ...]]) -> None:
@@ -189,11 +197,11 @@ class Transaction:
             )  # fmt: skip
 
     async def move_heads(self, heads: dict[Stream, Head]) -> None:
-        """Write what changed."""
+        """Write what changed. Raises StoreUnavailable where a head is not where it was read, and with it undoes the transaction."""
         items = [(stream, head) for stream, head in heads.items() if head.batches]
         if not items:
             return
-        await self._connection.execute(
+        moved = await self._connection.execute(
             _MOVE_HEADS,
             self._agent_id,
             [stream[0] for stream, _ in items],
@@ -203,7 +211,12 @@ class Transaction:
             [head.batches for _, head in items],
             [head.events for _, head in items],
             [head.gaps for _, head in items],
+            [head.before for _, head in items],
         )
+        if int(moved.rpartition(" ")[2]) != len(items):
+            raise StoreUnavailable(
+                "the head of a stream was moved by another request meanwhile; send the batches again"
+            )
 
     async def note_agent(
         self,
@@ -334,9 +347,9 @@ ON CONFLICT DO NOTHING
 _MOVE_HEADS = """
 UPDATE batch_heads h
 SET batch_no = m.no, hash = m.hash, batches = h.batches + m.batches, events = h.events + m.events, gaps = h.gaps + m.gaps, changed = now()
-FROM unnest($2::uuid[], $3::smallint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[])
-    AS m (buffer_id, lane, no, hash, batches, events, gaps)
-WHERE h.agent_id = $1 AND h.buffer_id = m.buffer_id AND h.lane = m.lane
+FROM unnest($2::uuid[], $3::smallint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
+    AS m (buffer_id, lane, no, hash, batches, events, gaps, before)
+WHERE h.agent_id = $1 AND h.buffer_id = m.buffer_id AND h.lane = m.lane AND h.batch_no = m.before
 """
 _KNOWN = """
 SELECT batch_no, through, hash, prev FROM evidence

@@ -130,7 +130,7 @@ async def _apply(connection: "Plain", migration: Migration) -> None:
     async with connection.transaction():
         try:
             await connection.execute(migration.sql, timeout=None)
-        except (asyncpg.SyntaxOrAccessError, asyncpg.DataError) as error:
+        except (asyncpg.SyntaxOrAccessError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             raise StoreMisconfigured(f"{migration.name} failed and was rolled back: {error}") from error
         await connection.execute(
             "INSERT INTO schema_migrations (version, name, sha256) VALUES ($1, $2, $3)",

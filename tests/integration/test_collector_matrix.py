@@ -54,7 +54,7 @@ MATRIX = {
     "GET /": Entry(None, "free"),
     "GET /healthz": Entry(None, "free"),
     "GET /readyz": Entry(None, "free"),
-    "GET /metrics": Entry(None, "free"),
+    "GET /metrics": Entry(READ, "whole"),
     "GET /schema": Entry(None, "free"),
     "GET /schema/openapi.json": Entry(None, "free"),
     "GET /schema/{path}": Entry(None, "free", "/schema/openapi.json"),

@@ -326,7 +326,8 @@ async def test_an_expired_key_is_refused(plant: Plant) -> None:
 def test_health_names_its_checks(plant: Plant) -> None:
     health = plant.viewer.get("/healthz").json()
     assert health["ok"] is True
-    assert set(health["checks"]) == {"process", "database", "partitions"}
+    assert set(health["checks"]) == {"process", "database", "partitions", "background"}
+    assert all(task["ok"] for task in health["tasks"].values())
 
 
 def test_metrics_are_prometheus_text(plant: Plant) -> None:

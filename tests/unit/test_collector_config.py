@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from collector.config import SettingsError, load
+from collector import health
+from collector.access import PUBLIC
+from collector.config import Settings, SettingsError, load
 
 DSN = "postgresql://linewarden@127.0.0.1/linewarden"
 
@@ -100,3 +102,10 @@ def test_plaintext_is_taken_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LINEWARDEN_COLLECTOR__SERVER__LISTEN", "[::]:8443")
     monkeypatch.setenv("LINEWARDEN_COLLECTOR__SERVER__ALLOW_PLAINTEXT", "true")
     assert load(None).server.host == "::"
+
+
+def test_metrics_are_open_only_where_the_settings_say_so() -> None:
+    for is_open in (False, True):
+        metrics = next(route for route in health.routes(metrics_open=is_open) if "/metrics" in route.paths)
+        assert (metrics.opt["access"] == PUBLIC) is is_open
+    assert Settings().server.metrics_open is False
