@@ -53,7 +53,9 @@ class Figures:
 
     async def families(self, *, ready: bool) -> list[Family]:
         """All there is to say now."""
-        own = [*_rules(self._reader), *_attempts(self._notifier)]
+        passed = [("", self._reader.unread)]
+        unread = ("alerts_unread_total", "counter", "Events that alerts could not read and passed over", passed)
+        own = [*_rules(self._reader), *_attempts(self._notifier), unread]
         found = await self._fresh() if ready else None
         if found is None:
             return own

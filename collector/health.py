@@ -201,6 +201,12 @@ def _stream_lines(hub: Hub) -> Iterable[str]:
     yield from _metric(
         "stream_skipped_total", "counter", "Events that slow clients were told of only", [("", hub.counts.skipped)]
     )
+    yield from _metric(
+        "stream_unread_total",
+        "counter",
+        "Events that could not be shown and were passed over",
+        [("", hub.counts.unread)],
+    )
 
 
 @get("/", opt={"access": PUBLIC}, include_in_schema=False, media_type="text/html")

@@ -19,7 +19,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import asyncpg
@@ -31,19 +31,23 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import QueryParameter
 from litestar.response import Stream
 
-from collector import access, personal
-from collector.background import Pulse
-from collector.match import matcher
+from collector import access, own, personal
+from collector.alert_reader import event_of
+from collector.alert_unread import finding_of
+from collector.background import UNREADABLE, Pulse, described
+from collector.match import Matches, matcher
 from collector.problems import Problem
 from collector.query import event_out, provide_filter
-from collector.store import stream
+from collector.store import readers, stream
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable, translated
-from collector.store.events import Filter
+from collector.store.events import Filter, Record
 from collector.store.stream import BadCursor, Cursor, Item, Position, Snapshot
 from collector.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from collector.store.database import Connection
 
 _log = logging.getLogger("linewarden.collector.stream")
 
@@ -142,6 +146,8 @@ class Counts:
 
     events: int = 0
     skipped: int = 0
+    unread: int = 0
+    """Events that could not be shown, and were passed over."""
 
 
 @dataclass(slots=True)
@@ -150,6 +156,15 @@ class _Step:
 
     new: Snapshot
     after: Position | None = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was read since a snapshot, to be held against what was stored."""
+
+    base: Snapshot
+    read: readers.Read = field(default_factory=readers.Read)
+    began: float = field(default_factory=time.monotonic)
 
 
 class Hub:
@@ -165,6 +180,7 @@ class Hub:
         self._step: _Step | None = None
         self._wake = asyncio.Event()
         self._tell = asyncio.Event()
+        self._tally = _Tally(Snapshot(0, 1, 1, ()))
         self._stopping = ""
         self.counts = Counts()
         self.catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
@@ -248,21 +264,46 @@ class Hub:
             if self._step is None:
                 self._home = self._home or await stream.home_of(connection)
                 new = await stream.now(connection)
+                if self._base is not None and not new.covers(self._base):
+                    self._end_all("the database was put back; begin anew without a cursor")
                 if self._base is None:
-                    self._base = new
+                    self._base, self._tally = new, _Tally(new)
                 self._admit(self._base)
                 self._step = _Step(new)
             step, base = self._step, self._base
             if base is None:
                 return
             while True:
-                items, reached = await stream.between(connection, base, step.new, step.after)
-                await self._deliver(items, base, step)
+                batches, reached = await stream.batches_between(connection, base, step.new, step.after)
+                await self._deliver(await stream.items_of(connection, batches), base, step)
+                self._tally.read += readers.read_of(batches)
                 step.after = reached
                 if reached is None:
                     break
             self._base, self._step = step.new, None
             self._admit(step.new)
+            await self._check(connection, step.new)
+
+    async def _check(self, connection: "Connection", edge: Snapshot) -> None:
+        """Hold what was read against what was stored, once a minute; clients that may have missed something are ended."""
+        tally = self._tally
+        if time.monotonic() - tally.began < readers.EVERY_S:
+            return
+        self._tally = _Tally(edge)
+        stored = await readers.stored_between(connection, tally.base, edge)
+        # Less than was read: a partition was dropped meanwhile.
+        if stored == tally.read or stored.numbers < tally.read.numbers:
+            return
+        difference = readers.Difference("streams", tally.base.taken, stored, tally.read, repairs=True)
+        _log.error("%s", difference.text)
+        await own.tell(self._database, [event_of(finding_of(difference))])
+        self._end_all("events may have been skipped; read the last minutes with GET /v1/events, and begin anew")
+
+    def _end_all(self, detail: str) -> None:
+        self._base = self._step = None
+        for client in [*self._clients]:
+            client.end(detail)
+        self._clients.clear()
 
     def _admit(self, base: Snapshot) -> None:
         """Clients join at the edge of a step, and only where the base has all that they have read."""
@@ -277,7 +318,7 @@ class Hub:
         # What is shown as it is and what is hidden are two encodings of one event.
         encodings: dict[bool, dict[Position, bytes]] = {True: {}, False: {}}
         for wanted in {client.wanted for client in self._clients}:
-            matches = matcher(wanted)
+            matches = self._guarded(matcher(wanted))
             messages = [
                 self._message(
                     part, Cursor(self._home, base, step.new, part[-1].position), encodings[wanted.personal], wanted
@@ -320,7 +361,7 @@ class Hub:
 
     async def read_on(self, cursor: Cursor, until: Snapshot, wanted: Filter) -> "AsyncGenerator[Message, None]":
         """What lies between a cursor and a snapshot."""
-        matches = matcher(wanted)
+        matches = self._guarded(matcher(wanted))
         steps = [(cursor.base, cursor.step, cursor.position)] if cursor.step is not None else []
         for base, new, position in [*steps, (cursor.newest, until, None)]:
             after = position
@@ -339,10 +380,34 @@ class Hub:
         bodies = []
         for item in items:
             if (body := encoded.get(item.position)) is None:
-                body = encoded[item.position] = msgspec.json.encode(event_out(item.row, vault))
-            bodies.append(body)
+                try:
+                    body = msgspec.json.encode(event_out(item.row, vault))
+                except UNREADABLE as error:
+                    self._pass_over(item.row, error)
+                    body = b""
+                encoded[item.position] = body
+            if body:
+                bodies.append(body)
         head = b'{"type":"events","cursor":"' + cursor.encode().encode() + b'","events":['
-        return Message(head + b",".join(bodies) + b"]}", len(items), cursor)
+        return Message(head + b",".join(bodies) + b"]}", len(bodies), cursor)
+
+    def _guarded(self, matches: Matches) -> Matches:
+        """The same, but what cannot be read fits nothing: one event stops no stream."""
+
+        def guarded(row: Record) -> bool:
+            try:
+                return matches(row)
+            except UNREADABLE as error:
+                self._pass_over(row, error)
+                return False
+
+        return guarded
+
+    def _pass_over(self, row: Record, error: Exception) -> None:
+        self.counts.unread += 1
+        _log.error(
+            "streams: event %d of batch %d cannot be shown and is passed over: %s", row["idx"], row["batch_id"], described(error)
+        )  # fmt: skip
 
     async def now(self) -> Snapshot:
         """What is committed now."""

@@ -11,6 +11,7 @@ import pytest
 from agent.simulator.postgres import Postgres
 from agent.wire.batch import read_frames
 from agent.wire.event import Event
+from collector import query
 from collector import stream as live
 from collector.alert_reader import AlertReader, AlertSettings
 from collector.analytics.folding import Folding
@@ -366,3 +367,47 @@ async def test_a_live_stream_goes_on_behind_data_beyond_the_bounds(store: Store,
         messages = [message async for message in hub.read_on(start, until, wanted)]
         assert sum(message.events for message in messages) == expected
         assert all(json.loads(message.body, parse_int=str) for message in messages if expected == 1)
+
+
+async def test_a_live_stream_passes_over_an_event_that_cannot_be_shown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = query.event_out
+
+    def event_out(row: "Record", vault: Any) -> Any:
+        if row["type"] == "x.bad":
+            raise RecursionError("maximum recursion depth exceeded")
+        return given(row, vault)
+
+    monkeypatch.setattr(live, "event_out", event_out)
+    start = Cursor(await stream.home_of(store.connection), await stream.now(store.connection))
+    await store.put(event(type="x.good"), event(type="x.bad"), event(type="x.good"))
+    hub = live.Hub(store.database, store.vault)
+    messages = [message async for message in hub.read_on(start, await stream.now(store.connection), Filter(scope=ALL))]
+    assert sum(message.events for message in messages) == 2
+    assert hub.counts.unread == 1
+
+
+async def test_live_clients_that_missed_something_are_ended_and_it_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = live.Hub(store.database, store.vault)
+    client = live.Client(Filter(scope=ALL))
+    hub.enter(client)
+    await hub._advance()
+    await store.alerts(0, 6)
+    given = stream.batches_between
+
+    async def faulty(*arguments: Any, **options: Any) -> Any:
+        batches, reached = await given(*arguments, **options)
+        return batches[1:], reached
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "batches_between", faulty)
+        await hub._advance()
+    assert not client.ended
+    monkeypatch.setattr(readers, "EVERY_S", 0.0)
+    await hub._advance()
+    assert client.ended.startswith("events may have been skipped")
+    (told,) = await store.centre("alert.collector.reader")
+    assert (told["reader"], told["stored_batches"], told["read_batches"]) == ("streams", 6, 5)

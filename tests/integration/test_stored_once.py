@@ -16,6 +16,7 @@ from tests.postgres import connected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
     from collector.store.batches import Head, Stream
 
 

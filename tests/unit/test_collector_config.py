@@ -6,7 +6,7 @@ import pytest
 
 from collector import health
 from collector.access import PUBLIC
-from collector.config import Settings, SettingsError, load
+from collector.config import Server, SettingsError, load
 
 DSN = "postgresql://linewarden@127.0.0.1/linewarden"
 
@@ -108,4 +108,4 @@ def test_metrics_are_open_only_where_the_settings_say_so() -> None:
     for is_open in (False, True):
         metrics = next(route for route in health.routes(metrics_open=is_open) if "/metrics" in route.paths)
         assert (metrics.opt["access"] == PUBLIC) is is_open
-    assert Settings().server.metrics_open is False
+    assert Server().metrics_open is False
