@@ -73,6 +73,7 @@ class Code(StrEnum):
     SLOW = "slow"
     STATE = "state"
     STORE = "store"
+    STREAMS = "streams"
     SUPPRESSION = "suppression"
     TAKEN = "taken"
     TEXT = "text"
@@ -158,6 +159,7 @@ _WORDS: dict[Code, str] = {
     Code.SLOW: "it takes longer than the limit",
     Code.STATE: "the action does not fit the state",
     Code.STORE: "the database is not available",
+    Code.STREAMS: "the agent has more streams than the limit",
     Code.SUPPRESSION: "no such suppression, or it has ended",
     Code.TAKEN: "the name is taken",
     Code.TEXT: "a text that cannot be stored",

@@ -6,6 +6,7 @@ whether it is heard has hysteresis (Fleet #37097).
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collector.store.database import Database
     from collector.store.events import Record
 
+SOURCES_MAX = 100
+"""Of one agent, in answers."""
 STATES = ("silent", "late", "unknown", "stopped", "online", "revoked")
 """Of an agent, the worst first. stopped: silent, and it had said that it was stopped; unknown: the rules did not look at it yet."""
 
@@ -142,7 +145,8 @@ def agent_of(row: "Record") -> FleetAgent:
     buffer = status.get("buffer")
     buffer = buffer if isinstance(buffer, Mapping) else {}
     listed = status.get("sources")
-    sources = [_source(name, said) for name, said in listed.items()] if isinstance(listed, Mapping) else []
+    named = islice(listed.items(), SOURCES_MAX) if isinstance(listed, Mapping) else ()
+    sources = [_source(name, said) for name, said in named]
     oldest = _moment(buffer.get("oldest_us"))
     offset_us = row["clock_offset_us"]
     lag_s = None

@@ -209,6 +209,9 @@ class Ingest:
             if refused.code == "forked":
                 await self._tell_fork(agent_id, refused)
             raise _conflict(refused) from None
+        except batches.TooManyStreams:
+            text = f"Agent {agent_id} has {batches.STREAMS_MAX} streams, the most that one may have, and begins another"
+            raise Problem(403, f"{text}. Enrol this station as an agent of its own", code="streams") from None
         except batches.BadFrame as bad:
             raise _malformed(str(bad), request.frames.index(bad.frame), None, bad.frame) from None
         except StoreUnavailable:

@@ -13,7 +13,7 @@ SELECT a.agent_id, p.site, p.line, p.station, a.version, a.first_seen, a.last_se
        a.clock_offset_us, a.status,
        (SELECT jsonb_agg(jsonb_build_object('buffer', replace(h.buffer_id::text, '-', ''), 'lane', h.lane, 'no', h.batch_no,
                                             'events', h.events, 'gaps', h.gaps) ORDER BY h.changed)
-        FROM batch_heads h WHERE h.agent_id = a.agent_id) AS streams
+        FROM (SELECT * FROM batch_heads b WHERE b.agent_id = a.agent_id ORDER BY b.changed DESC LIMIT 20) h) AS streams
 FROM agents a JOIN places p USING (place_id)
 """
 

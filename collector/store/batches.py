@@ -23,6 +23,10 @@ from collector.store.tally import Tallies, merge_into
 if TYPE_CHECKING:
     from collector.store.database import Connection
 
+STREAMS_MAX = 512
+"""Streams of one agent. It begins two with each new buffer, which is rare; a number of any size would be somebody who invents them."""
+FORKS_A_DAY_MAX = 100
+"""Contradicting batches of one agent that are kept and reported in a day. The others are refused as well."""
 CHUNK_EVENTS_MAX = 4_096
 """So many events are decoded at once: bounds memory, and lets the next ones be decoded while these are copied."""
 
@@ -41,6 +45,10 @@ _GAPS = (
 
 class Unstorable(Exception):
     """PostgreSQL refused a value of the rows. The transaction is gone; the same may be tried with `careful`."""
+
+
+class TooManyStreams(Exception):
+    """The agent has STREAMS_MAX streams and begins another one."""
 
 
 class BadFrame(Exception):
@@ -102,12 +110,17 @@ class Transaction:
         self._agent_id = agent_id
 
     async def lock_heads(self, streams: Iterable[Stream]) -> dict[Stream, Head]:
-        """The heads of streams, locked; an unknown stream begins at 0."""
+        """The heads of streams, locked; an unknown stream begins at 0. Raises TooManyStreams."""
         wanted = sorted(streams)
         buffers, lanes = [buffer for buffer, _ in wanted], [lane for _, lane in wanted]
         arguments = (self._agent_id, buffers, lanes)
         rows = await self._connection.fetch(_LOCK_HEADS, *arguments)
         if len(rows) < len(wanted):
+            known = await self._connection.fetchval(
+                "SELECT count(*) FROM batch_heads WHERE agent_id = $1", self._agent_id
+            )
+            if known + len(wanted) - len(rows) > STREAMS_MAX:
+                raise TooManyStreams
             await self._connection.execute(_MAKE_HEADS, *arguments, GENESIS)
             rows = await self._connection.fetch(_LOCK_HEADS, *arguments)
         return {
@@ -239,7 +252,7 @@ class Transaction:
         """Whether this contradiction is seen for the first time."""
         h = frame.header
         added = await self._connection.fetchval(
-            _NOTE_FORK, agent_id, UUID(h.buffer), h.lane, h.no, frame.hash, h.prev, stored_hash
+            _NOTE_FORK, agent_id, UUID(h.buffer), h.lane, h.no, frame.hash, h.prev, stored_hash, FORKS_A_DAY_MAX
         )
         return added is not None
 
@@ -383,6 +396,8 @@ _SIGNATURE = """
 INSERT INTO signatures (received, signature_id, agent_id, key_id, signed, signature) VALUES ($1, $2, $3, $4, $5, $6)
 """
 _NOTE_FORK = """
-INSERT INTO forks (agent_id, buffer_id, lane, batch_no, hash, prev, stored_hash) VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO forks (agent_id, buffer_id, lane, batch_no, hash, prev, stored_hash)
+SELECT $1, $2::uuid, $3::smallint, $4::bigint, $5::text, $6::text, $7::text
+WHERE (SELECT count(*) FROM forks WHERE agent_id = $1 AND seen > now() - interval '1 day') < $8
 ON CONFLICT DO NOTHING RETURNING batch_no
 """

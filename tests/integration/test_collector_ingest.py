@@ -4,6 +4,7 @@ Answers the lack that no peer has an idempotent ingest (shared list "None of the
 rsyslog's duplicates after a kill.
 """
 
+import asyncio
 import random
 import threading
 import time
@@ -18,7 +19,8 @@ import httpx
 import pytest
 import zstandard
 
-from agent.wire.batch import assemble, read_frame
+from agent.wire.batch import assemble, read_frame, read_frames
+from collector.store import batches
 from tests.collector_process import Chain, Collector, event, events_of, now_us, poll_until, post
 from tests.postgres import Postgres, connected
 
@@ -611,3 +613,25 @@ def _gap_event(lost: int | None) -> Any:
 def _rss_bytes(pid: int) -> int:
     pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
     return int(pages) * 4096
+
+
+def test_one_agent_invents_neither_streams_nor_forks_without_end(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the database, with bounds that are reached quickly."""
+    monkeypatch.setattr(batches, "STREAMS_MAX", 4)
+    monkeypatch.setattr(batches, "FORKS_A_DAY_MAX", 3)
+    agent = str(uuid4())
+
+    async def run() -> list[bool]:
+        async with connected(collector.dsn) as connection, connection.transaction():
+            transaction = batches.Transaction(connection, UUID(agent))  # type: ignore[arg-type]
+            await transaction.lock_heads({(uuid4(), lane) for lane in (0, 1)})
+            await transaction.lock_heads({(uuid4(), lane) for lane in (0, 1)})
+            with pytest.raises(batches.TooManyStreams):
+                await transaction.lock_heads({(uuid4(), 0)})
+            chain = Chain(agent)
+            frames = [next(read_frames(chain.twin().batch(f"twin {n}").frame)) for n in range(5)]
+            return [await transaction.note_fork(UUID(agent), frame, "0" * 64) for frame in frames]
+
+    assert asyncio.run(run()) == [True, True, True, False, False]
