@@ -5,6 +5,7 @@ the test: whoever adds a route says here who may use it. A request is made for e
 in sight, and without credentials. Nothing that a caller of one site is answered names the other.
 """
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from agent.wire.event import Event
 from collector.store.keys import ROLES, Role
 from tests.collector_process import Chain, Collector, event, poll_until, post
 from tests.integration.test_enrolment import fetch
+from tests.postgres import connected
 
 READ: tuple[Role, ...] = ("viewer", "analyst", "auditor", "admin")
 AUDIT: tuple[Role, ...] = ("auditor", "admin")
@@ -167,8 +169,16 @@ class Plant:
         for one in found:
             if one["correlation_id"] == f"alone-{one['site']}":
                 self.things[one["site"]] |= {"alert": str(one["alert_id"]), "incident": str(one["incident_id"])}
-        (shared,) = {one["incident_id"] for one in found if one["correlation_id"] == "together"}
+        # A correlation id joins nothing across sites any more; databases from before have such incidents.
+        shared = min(one["incident_id"] for one in found if one["correlation_id"] == "together")
+        asyncio.run(self._join(shared))
         return int(shared)
+
+    async def _join(self, incident_id: int) -> None:
+        async with connected(self.collector.dsn) as connection:
+            await connection.execute(
+                "UPDATE alerts SET incident_id = $1 WHERE correlation_id = 'together'", incident_id
+            )  # fmt: skip
 
     def ask(self, operation: str, entry: Entry, key: str | None, site: str) -> tuple[int, str]:
         """Status and (the beginning of) the answer, about the things of a site."""
