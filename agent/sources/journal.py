@@ -1,8 +1,15 @@
 """`journal`: systemd's journal, by way of `journalctl -o json -f`.
 
-Invariant: the cursor is the `__CURSOR` of the last entry handed on. Reading goes on *at* that entry, and the first entry that comes must
-be it, and is dropped: journalctl takes a cursor of another machine without a word and begins somewhere. Where it is not there (the
-journal was vacuumed, or replaced), reading goes on by time, and a `collection.gap` says so.
+Invariant: the cursor is the `__CURSOR` of the last entry handed on. Reading continues *at* that entry, and the first entry that comes must
+be it, and is dropped: journalctl accepts a cursor of another machine without an error and begins somewhere. Where it is not there:
+
+* the next number of the same sequence comes first: nothing is missing (the journal was vacuumed up to there);
+* a later number of the same sequence: a `collection.gap` with how many entries were between;
+* anything else (the journal was replaced): a gap, and the whole journal is read except what was read before, by boot and sequence
+  (journal_position.py). Times decide nothing: the clock may be years behind.
+
+journalctl orders entries of different boots by time, so entries of a boot whose clock is behind are never shown after those of an
+earlier one. Such a boot is found by its id when nothing comes, and then followed alone.
 
 `journalctl --follow` shows the present boot alone, without a word: what was written before a reboot and not read would be lost. With
 `--merge` it shows all boots, and journals that other machines sent here too, which are left out by their machine's id.
@@ -19,8 +26,9 @@ import shutil
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import annotated_types
 import msgspec
@@ -28,6 +36,7 @@ import msgspec
 from agent.component import ConfigError, Cursor, NotConnected, Report, now_us
 from agent.parsers.base import Context, Lines
 from agent.parsers.messages import Origin, Said
+from agent.sources.journal_position import Place, Position
 from agent.wire.event import Event
 
 JOURNALS = ("/var/log/journal", "/run/log/journal")
@@ -36,8 +45,17 @@ ENTRY_BYTES_MAX = 1_048_576
 """A longer entry (a core dump) is passed over, and a gap says so."""
 STALL_CHECK_S = 60.0
 """When nothing came for so long, it is checked that there is nothing."""
+START_CHECK_S = 2.0
+"""The same, when nothing came since journalctl was started."""
+QUERY_S_MAX = 30.0
+BOOTS_LOOKED_AT_MAX = 8
+FILTER_CHECK_S = 600.0
 STOP_S = 2.0
-_GAP_VACUUMED = "the journal no longer has the entry where reading stopped; entries may be missing, it goes on by time"
+NAMES_SHOWN = 5
+_GAP_REPLACED = (
+    "the journal no longer has the entry where reading stopped; entries may be missing, what is left was read"
+)
+_GAP_VACUUMED = "the journal no longer has the entries after the one where reading stopped"
 _decoder = msgspec.json.Decoder()
 
 
@@ -88,6 +106,14 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
+class Begin(NamedTuple):
+    """How journalctl is started: at the position, for the whole journal, or for one boot; `reason` is that of a gap to be declared."""
+
+    whole: bool = False
+    boot: str = ""
+    reason: str = ""
+
+
 class JournalSource:
     """Entries of the journal, as events."""
 
@@ -100,8 +126,12 @@ class JournalSource:
         self._report = report
         self._lines = Lines()
         self._said = Said(Context(name, config.keep_raw, lines=self._lines))
-        self._cursor: str | None = None
-        self._realtime_us = 0
+        self._position = Position(None)
+        self._came = False
+        """An entry came since journalctl was started."""
+        self._stalls = 0
+        """Times that journalctl was started again without an entry coming."""
+        self._filters_at = float("-inf")
         self._machine = ""
         """Entries of others are left out; empty: of nobody."""
 
@@ -110,26 +140,22 @@ class JournalSource:
         self._lines.shown = wanted
 
     async def batches(self, cursor: Cursor | None) -> AsyncIterator[tuple[list[Event], Cursor | None]]:
-        self._cursor = cursor["cursor"] if cursor else None
-        self._realtime_us = int(cursor["realtime_us"]) if cursor else 0
-        if self._cursor is None and not self._config.from_start:
+        self._position = Position(cursor)
+        if self._position.cursor is None and not self._config.from_start:
             await self._stand_at_end()
         if not self._config.directory:
             self._machine = await asyncio.to_thread(_machine_id)
-        by_time = False
+        begin = Begin()
         while True:
-            verdict = "more"
+            verdict = begin
             # Closed here and waited for: left to the garbage collector, journalctl would outlive a source that is stopped.
-            async with contextlib.aclosing(self._follow(by_time=by_time)) as following:
+            async with contextlib.aclosing(self._follow(begin)) as following:
                 async for verdict, events in following:
-                    if verdict == "more":
-                        yield events, self._position()
-            if verdict == "foreign":
-                yield [self._gap(_GAP_VACUUMED, None)], self._position()
-            by_time = verdict == "foreign"
-
-    def _position(self) -> Cursor | None:
-        return None if self._cursor is None else {"cursor": self._cursor, "realtime_us": self._realtime_us}
+                    if verdict is begin:
+                        yield events, self._position.state()
+            if verdict.reason:
+                yield [self._gap(verdict.reason, None)], self._position.state()
+            begin = verdict
 
     # journalctl
 
@@ -155,64 +181,158 @@ class JournalSource:
         except OSError as error:
             raise NotConnected(f"{self._config.program}: {error.strerror}") from None
 
-    async def _newest(self) -> tuple[str, int] | None:
-        """Cursor and time of the newest entry."""
-        process = await self._start("--lines=1")
+    async def _query(self, *more: str) -> list[bytes]:
+        """Return the lines that journalctl answers; none where it takes too long."""
+        process = await self._start(*more)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(QUERY_S_MAX):
                 out, _ = await process.communicate()
         except TimeoutError:
-            return None
+            return []
         finally:
             await _end(process)
-        for line in out.splitlines():
+        return out.splitlines()
+
+    async def _newest(self, *more: str) -> tuple[str, int] | None:
+        """Return cursor and time of the newest entry."""
+        for line in await self._query("--lines=1", *more):
             entry = _entry(line)
             if entry is not None:
                 return str(entry["__CURSOR"]), _int(entry.get("__REALTIME_TIMESTAMP"))
         return None
 
+    async def _values(self, field: str) -> list[str]:
+        """Return the values that a field has in the journal."""
+        return [line.decode("utf-8", "replace") for line in await self._query(f"--field={field}")]
+
     async def _stand_at_end(self) -> None:
         newest = await self._newest()
-        if newest is not None:
-            self._cursor, self._realtime_us = newest
+        if newest is None:
+            return
+        self._position.move(*newest)
+        current = await asyncio.to_thread(_boot_id) if not self._config.directory else ""
+        for boot in await self._values("_BOOT_ID"):
+            last = await self._newest(f"_BOOT_ID={boot}") if boot == current else None
+            if last is not None:
+                self._position.move(*last)
+            self._position.pass_over(boot)
 
-    async def _follow(self, *, by_time: bool) -> AsyncGenerator[tuple[str, list[Event]], None]:
-        """Batches, until journalctl has to be started anew: "foreign" where the cursor is not of this journal, "stalled"."""
-        expected = None if by_time else self._cursor
-        where: list[str] = []
-        if expected is not None:
-            where = [f"--cursor={expected}"]
-        elif by_time:
-            where = [f"--since=@{self._realtime_us / 1e6:.6f}"]
+    async def _follow(self, begin: "Begin") -> AsyncGenerator[tuple["Begin", list[Event]], None]:
+        """Yield batches with `begin`, until journalctl has to be started in another way, which is yielded last."""
+        expected = None if begin.whole or begin.boot else self._position.cursor
+        where = [f"--cursor={expected}"] if expected is not None else []
+        if begin.boot:
+            where.append(f"_BOOT_ID={begin.boot}")
         process = await self._start("--follow", "--merge", "--lines=all", *where)
         complaints = asyncio.ensure_future(self._complaints(process))
-        after_us = self._realtime_us if by_time else -1
+        self._came = False
         try:
-            async for read, lost in self._entries(process):
-                entries = read
+            await self._check_filters()
+            async for entries, lost in self._entries(process):
                 if entries is None:
-                    if await self._stalled():
+                    other = await self._overlooked(begin, expected)
+                    if other is not None:
                         self._report.count("restarts")
-                        yield "stalled", []
+                        yield other, []
                         return
                     continue
-                if expected is not None and entries:
-                    if entries[0]["__CURSOR"] != expected:
-                        yield "foreign", []
-                        return
-                    entries, expected = entries[1:], None
-                events = self._events(entries, after_us)
+                events: list[Event] = []
+                if entries:
+                    self._came = True
+                    if expected is not None:
+                        events, foreign = self._arrive(Place.of(expected), Place.of(str(entries[0]["__CURSOR"])))
+                        if foreign:
+                            yield Begin(whole=True, reason=_GAP_REPLACED), []
+                            return
+                        expected = None
+                before = self._position.cursor
+                events += self._events(entries)
                 events += [
                     self._gap(f"an entry of the journal was longer than {ENTRY_BYTES_MAX} bytes", 1)
                     for _ in range(lost)
                 ]
-                if entries or events:
-                    yield "more", events
+                if self._position.cursor != before:
+                    self._stalls = 0
+                if events or self._position.cursor != before:
+                    yield begin, events
             text = await complaints
-            raise NotConnected(f"{self._config.program} ended: {text or 'without a word'}")
+            raise NotConnected(f"{self._config.program} ended: {text or 'without an error message'}")
         finally:
             complaints.cancel()
             await _end(process)
+
+    def _arrive(self, expected: Place, first: Place) -> tuple[list[Event], bool]:
+        """Judge the first entry: a gap, if entries are missing, and whether it is of another journal."""
+        if first.is_same_entry(expected):
+            return [], False
+        if first.sequence != expected.sequence or first.no <= expected.no:
+            return [], True
+        missing = first.no - expected.no - 1
+        return ([self._gap(_GAP_VACUUMED, None, entries=missing)] if missing else []), False
+
+    async def _overlooked(self, begin: "Begin", expected: str | None) -> "Begin | None":
+        """Return how to start journalctl so that it shows what it does not show now; None where there is nothing."""
+        await self._check_filters()
+        position = self._position
+        newest = await self._newest()
+        if newest is None:
+            self._report.fault(f"{self._where()} has no entries; check that systemd-journald runs", "journal")
+            return None
+        self._report.ok("journal")
+        if expected is not None and not self._came and not await self._has(expected):
+            return Begin(whole=True, reason=_GAP_REPLACED)
+        boots = [position.place.boot] if position.cursor else []
+        if not self._config.directory:
+            boots.append(await asyncio.to_thread(_boot_id))
+        boots += [boot for boot in await self._values("_BOOT_ID") if position.is_unread(boot)]
+        for boot in [boot for boot in dict.fromkeys(boots) if boot][:BOOTS_LOOKED_AT_MAX]:
+            last = await self._newest(f"_BOOT_ID={boot}")
+            if last is None or position.was_read(Place.of(last[0])):
+                continue
+            self._stalls += 1
+            # First as it was: journalctl may hang. If that does not help, the boot alone.
+            return Begin() if self._stalls == 1 and boot != begin.boot and not begin.whole else Begin(boot=boot)
+        return None
+
+    async def _has(self, cursor: str) -> bool:
+        """Return whether the entry of a cursor is there."""
+        process = await self._start("--merge", f"--cursor={cursor}")
+        assert process.stdout is not None  # noqa: S101  # it was asked for
+        try:
+            async with asyncio.timeout(QUERY_S_MAX):
+                entry = _entry(await process.stdout.readline())
+        except (TimeoutError, ValueError):
+            return True  # not known: it is looked at again
+        finally:
+            await _end(process)
+        return entry is not None
+
+    def _where(self) -> str:
+        return f"the journal in {self._config.directory}" if self._config.directory else "this computer's journal"
+
+    async def _check_filters(self) -> None:
+        """Report a configured unit or identifier that no entry has."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._filters_at < FILTER_CHECK_S:
+            return
+        self._filters_at = loop.time()
+        for part, wanted, fields in (
+            ("units", self._config.units, ("_SYSTEMD_UNIT", "UNIT")),
+            ("identifiers", self._config.identifiers, ("SYSLOG_IDENTIFIER",)),
+        ):
+            if not wanted:
+                continue
+            known = {value for field in fields for value in await self._values(field)}
+            unknown = [name for name in wanted if name not in known]
+            if not unknown:
+                self._report.ok(part)
+                continue
+            near = [one for name in unknown for one in get_close_matches(name, known, 1)]
+            remedy = (
+                f"did you mean {near[0]!r}?" if near else "correct the name (journalctl --field shows which there are)"
+            )
+            names = ", ".join(map(repr, unknown[:NAMES_SHOWN]))
+            self._report.fault(f"{part}: {names}: no entry of {self._where()} has it; {remedy}", part)
 
     async def _complaints(self, process: asyncio.subprocess.Process) -> str:
         """Read what journalctl says on the side; a lack of rights is told at once. Returns the last line."""
@@ -232,12 +352,14 @@ class JournalSource:
         assert process.stdout is not None  # noqa: S101  # it was asked for
         rest = b""
         skipping = False
+        wait_s = START_CHECK_S
         while True:
             try:
-                async with asyncio.timeout(STALL_CHECK_S):
+                async with asyncio.timeout(min(wait_s, STALL_CHECK_S)):
                     data = await process.stdout.read(READ_BYTES)
             except TimeoutError:
                 yield None, 0
+                wait_s = STALL_CHECK_S
                 continue
             if not data:
                 return
@@ -250,26 +372,18 @@ class JournalSource:
                 rest, skipping = b"", True
             yield [entry for line in lines if (entry := _entry(line)) is not None], lost
 
-    async def _stalled(self) -> bool:
-        """Whether the journal has entries that journalctl did not give us."""
-        newest = await self._newest()
-        return (
-            newest is not None
-            and self._cursor is not None
-            and newest[1] > self._realtime_us
-            and newest[0] != self._cursor
-        )
-
     # From entries to events
 
-    def _events(self, entries: list[dict[str, Any]], after_us: int) -> list[Event]:
+    def _events(self, entries: list[dict[str, Any]]) -> list[Event]:
+        """Return the events of the entries that were not read before."""
         observed_us = now_us()
         events: list[Event] = []
         for entry in entries:
-            realtime_us = _int(entry.get("__REALTIME_TIMESTAMP"))
-            if realtime_us <= after_us:
+            cursor = str(entry["__CURSOR"])
+            if self._position.was_read(Place.of(cursor)):
                 continue
-            self._cursor, self._realtime_us = str(entry["__CURSOR"]), realtime_us
+            realtime_us = _int(entry.get("__REALTIME_TIMESTAMP"))
+            self._position.move(cursor, realtime_us)
             if self._wanted(entry):
                 events.extend(self._said_of(entry, realtime_us, observed_us))
         return events
@@ -309,10 +423,11 @@ class JournalSource:
         time_us = _int(entry.get("_SOURCE_REALTIME_TIMESTAMP")) or realtime_us
         return self._said.events(message, message, origin, time_us, observed_us)
 
-    def _gap(self, reason: str, events: int | None) -> Event:
+    def _gap(self, reason: str, events: int | None, **more: int) -> Event:
         self._report.count("gaps")
         at = now_us()
-        return Event(at, at, "collection.gap", self._name, message=reason, data={"reason": reason, "events": events})
+        data = {"reason": reason, "events": events, **more}
+        return Event(at, at, "collection.gap", self._name, message=reason, data=data)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -334,6 +449,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _machine_id() -> str:
     with contextlib.suppress(OSError):
         return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def _boot_id() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
     return ""
 
 

@@ -15,6 +15,7 @@ import pytest
 from agent.component import ConfigError, Cursor, NotConnected, Report
 from agent.sources import journal
 from agent.sources.journal import JournalConfig, JournalSource
+from agent.sources.journal_position import Place, Position
 from agent.wire.event import Event
 
 REMOTE = "/usr/lib/systemd/systemd-journal-remote"
@@ -31,6 +32,7 @@ class Journal:
         self.directory = directory
         self.boot = boot
         self.no = 0
+        self.file = "t.journal"
         self.at_us = time.time_ns() // 1000 - 60_000_000
 
     def write(self, *messages: str | bytes, **fields: str) -> None:
@@ -48,7 +50,7 @@ class Journal:
                 export += f"MESSAGE={message}\n\n".encode()
         self.directory.mkdir(exist_ok=True)
         subprocess.run(
-            [REMOTE, "-o", str(self.directory / "t.journal"), "-"], input=export, check=True, capture_output=True
+            [REMOTE, "-o", str(self.directory / self.file), "-"], input=export, check=True, capture_output=True
         )
 
 
@@ -113,7 +115,33 @@ async def test_entries_are_read_followed_and_resumed_each_once(tmp_path: Path) -
 
 
 @needs_journal
-async def test_a_cursor_of_another_journal_is_noticed_and_reading_goes_on_by_time_with_a_gap(tmp_path: Path) -> None:
+async def test_a_journal_that_was_replaced_is_read_whole_with_a_gap_also_where_its_clock_is_a_year_behind(
+    tmp_path: Path,
+) -> None:
+    """Without a clock battery a new journal begins in the past: by times nothing of it is new."""
+    ours = Journal(tmp_path / "j")
+    ours.write(*(refused(n) for n in range(5)))
+    async with reading(ours.directory) as read:
+        await read(5)
+        cursor = read.state["cursor"]
+    (ours.directory / "t.journal").unlink()
+    other = Journal(tmp_path / "j", boot="f" * 32)
+    other.at_us = ours.at_us - 365 * 86_400_000_000
+    other.write(*(refused(n) for n in range(9)))
+    async with reading(other.directory, cursor) as read:
+        events = await read(10)
+        assert events[0].type == "collection.gap"
+        assert events[0].data["events"] is None
+        assert [event.data["pid"] for event in events[1:]] == list(range(1, 10))
+        other.write(refused(10))
+        assert (await read(11))[-1].data["pid"] == 10
+
+
+@needs_journal
+async def test_entries_copied_to_another_journal_are_recognised_and_only_the_later_ones_are_read(
+    tmp_path: Path,
+) -> None:
+    """Journald copies the early entries of a boot from memory to disk, under another sequence."""
     ours, other = Journal(tmp_path / "a"), Journal(tmp_path / "b")
     ours.write(*(refused(n) for n in range(5)))
     async with reading(ours.directory) as read:
@@ -122,10 +150,60 @@ async def test_a_cursor_of_another_journal_is_noticed_and_reading_goes_on_by_tim
     other.at_us = ours.at_us
     other.write(*(refused(n) for n in range(9)))
     async with reading(other.directory, cursor) as read:
-        events = await read(5)
-        assert events[0].type == "collection.gap"
-        assert events[0].data["events"] is None
-        assert [event.data["pid"] for event in events[1:]] == [6, 7, 8, 9]
+        assert [event.data.get("pid") for event in await read(4)] == [6, 7, 8, 9]
+
+
+@needs_journal
+async def test_a_boot_whose_clock_is_behind_is_read_and_followed_although_journalctl_shows_later_ones_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut journald begins a new file with a new sequence; the old one, of a later time, stays beside it."""
+    monkeypatch.setattr(journal, "START_CHECK_S", 0.2)
+    monkeypatch.setattr(journal, "STALL_CHECK_S", 0.3)
+    machine = Journal(tmp_path / "j")
+    machine.write(refused(1), refused(2))
+    behind = Journal(tmp_path / "j", boot="e" * 32)
+    behind.at_us, behind.file = machine.at_us - 86_400_000_000, "behind.journal"
+    async with reading(machine.directory) as read:
+        await read(2)
+        behind.write(refused(3), refused(4))
+        assert [event.data["port"] for event in await read(4)] == [1, 2, 3, 4]
+        behind.write(refused(5))
+        assert (await read(5))[-1].data["port"] == 5
+    behind.write(refused(6))
+    async with reading(machine.directory, read.state["cursor"]) as read:
+        assert [event.data["port"] for event in await read(1)] == [6]
+        behind.write(refused(7))
+        assert [event.data["port"] for event in await read(2)] == [6, 7]
+
+
+@needs_journal
+async def test_a_unit_that_no_entry_has_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
+    machine = Journal(tmp_path / "j")
+    machine.write(refused(1), _SYSTEMD_UNIT="ssh.service")
+    async with reading(machine.directory, units=("ssh.service", "sshd.service"), identifiers=("sshd",)) as read:
+        await read(1)
+        text = read.source._report.trouble["units"]
+        assert "'sshd.service'" in text
+        assert "did you mean 'ssh.service'?" in text
+        assert "identifiers" not in read.source._report.trouble
+
+
+def test_a_position_knows_entries_by_sequence_and_boot_and_never_by_time() -> None:
+    def cursor(sequence: str, no: int, boot: str, monotonic: int) -> str:
+        return f"s={sequence * 32};i={no:x};b={boot * 32};m={monotonic:x};t={5_000 - no:x};x={no:x}"
+
+    position = Position(None)
+    for no in (1, 2, 3):
+        position.move(cursor("a", no, "b", no * 100), 5_000 - no)
+    position = Position(position.state())
+    assert position.was_read(Place.of(cursor("a", 3, "b", 300)))
+    assert not position.was_read(Place.of(cursor("a", 4, "b", 400)))
+    assert position.was_read(Place.of(cursor("c", 9, "b", 300)))  # copied under another sequence
+    assert not position.was_read(Place.of(cursor("c", 1, "b", 301)))
+    assert not position.was_read(Place.of(cursor("c", 1, "d", 1)))
+    assert position.is_unread("d" * 32)
+    assert not position.is_unread("b" * 32)
 
 
 @needs_journal
