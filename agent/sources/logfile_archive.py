@@ -4,13 +4,13 @@ Bounds: a window or dictionary of more than 128 MiB is refused, like a damaged a
 """
 
 # Plain strings: ten thousand paths, twice a second; a pathlib path costs ten times as much.
-# ruff: noqa: PTH123
 
 import errno
 import gzip
 import lzma
+import os
 import zlib
-from typing import IO, cast
+from typing import IO, Protocol
 
 import zstandard
 
@@ -25,26 +25,32 @@ class Unfinished(Exception):
 
 
 class Archive:
-    """A compressed file at a position. Going back begins anew."""
+    """A compressed file at a position. Going back begins anew, in the same file: its name may be another's by then."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file: IO[bytes] | None = None
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        self._file: _Unpacked | None = None
         self._at = 0
-        self.head = self.read_at(0, 1_024)
+        try:
+            status = os.fstat(self._fd)
+            self.id = status.st_dev, status.st_ino
+            self.head = self.read_at(0, 1_024)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file = None
+        os.close(self._fd)
 
     def read_at(self, offset: int, n: int) -> bytes:
         """Return up to `n` bytes of the content from `offset` on; fewer at its end. Raises OSError, Unfinished."""
         try:
             file = self._file
             if file is None or offset < self._at:
-                self.close()
-                file = self._file = _opened(self._path)
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                file = self._file = _unpacked(self._path, open(self._fd, "rb", closefd=False))  # noqa: SIM115  # closed by close()
                 self._at = 0
             budget = SLICE_BYTES
             while self._at < offset:
@@ -76,11 +82,17 @@ class Archive:
             raise OSError(errno.EIO, f"the archive is damaged or not finished ({error})", self._path) from None
 
 
+class _Unpacked(Protocol):
+    """What a compressed file holds, from front to back."""
+
+    def read(self, n: int, /) -> bytes: ...
+
+
 class _Xz:
     """An .xz file with a bound on the memory that its dictionary takes; lzma.open has none."""
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  # closed by close()
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._unpack = lzma.LZMADecompressor(memlimit=WINDOW_BYTES_MAX)
         self._more = b""
 
@@ -100,21 +112,16 @@ class _Xz:
             if data:
                 return data
 
-    def close(self) -> None:
-        self._file.close()
 
-
-def _opened(path: str) -> IO[bytes]:
+def _unpacked(path: str, file: IO[bytes]) -> _Unpacked:
     if path.endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(path))  # kept open between reads
+        return gzip.GzipFile(fileobj=file, mode="rb")
     if path.endswith(".xz"):
-        return cast("IO[bytes]", _Xz(path))
+        return _Xz(file)
     if path.endswith(".bz2"):
         import bz2
 
-        return cast("IO[bytes]", bz2.open(path))
-    file = open(path, "rb")  # noqa: SIM115  # closed with its reader
-    reader: IO[bytes] = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).stream_reader(
-        file, read_across_frames=True, closefd=True
+        return bz2.BZ2File(file)
+    return zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).stream_reader(
+        file, read_across_frames=True, closefd=False
     )
-    return reader

@@ -301,6 +301,8 @@ class Moves:
             return False
         if size < 0:
             return None
+        if size == 0:
+            return False  # an empty archive is the beginning of everything
         if size > tail.offset:
             return True
         copy = self._go_on(tail, size, sibling, 0)

@@ -7,6 +7,7 @@ decided then is `Kin.UNCLEAR`, and goes on at the next call where it stopped.
 # Plain strings: ten thousand paths, twice a second; a pathlib path costs ten times as much.
 # ruff: noqa: PTH116, PTH118, PTH119
 
+import errno
 import itertools
 import os
 import stat
@@ -126,7 +127,11 @@ class Contents:
         """Return the open archive. Raises OSError."""
         archive = self._archives.get(id_)
         if archive is None:
-            archive = self._archives[id_] = Archive(path)
+            archive = Archive(path)
+            if archive.id != id_:
+                archive.close()
+                raise FileNotFoundError(errno.ENOENT, "renamed just now", path)
+            self._archives[id_] = archive
             while len(self._archives) > ARCHIVES_OPEN_MAX:
                 self._archives.popitem(last=False)[1].close()
         self._archives.move_to_end(id_)

@@ -256,7 +256,7 @@ class Files:
         """Note size and time of a tail's file."""
         if status.st_size != tail.size:
             tail.grew_at = now
-        if status.st_size > tail.state.get("end", status.st_size):
+        if status.st_size > tail.state.get("end", status.st_size) and not is_archive(tail.path):
             tail.state["late"] = True
         elif "late" in tail.state and now - tail.grew_at > self.grace_s:
             del tail.state["late"]
@@ -284,11 +284,12 @@ class Files:
         self._streams += 1
         tail.state["no"] = self._streams
         tail.state["mtime"] = tail.mtime_ns = status.st_mtime_ns
-        with suppress(OSError):
-            fd = open_regular(path, follow=not self._is_below_wildcard(path))
-            tail.state["birth"] = birth_ns(fd)
-            os.close(fd)
         self.tails[id_] = tail
+        with suppress(OSError, Exchanged):
+            # Open from now on: whatever becomes of its name, it is read to its end while we run.
+            tail.state["birth"] = birth_ns(self.open(tail))
+        if is_archive(path):
+            self._close(id_)  # it does not grow, and is read through Archive
         self.moves.begin(tail)
         return tail
 
