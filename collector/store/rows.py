@@ -6,6 +6,7 @@ PostgreSQL cannot hold everything that an event can say. No event is refused for
 * A time that is no date, lies beyond FUTURE_S_MAX ahead of `received`, or before ANCIENT_DAYS_MAX: `time` is `received`, `time_claimed`
   has the microseconds as sent, `time_flag` says why. An impossible `observed` is null.
 * A NUL character in text becomes U+2400 (its picture); the frame has the original.
+* A correlation id that is too long for an index is cut to INDEXED_CHARS_MAX; the frame has the original.
 * JSON beyond the bounds of agent.wire.bounds (nesting, size of numbers), or that jsonb refuses (NUL escapes, bytes that are no UTF-8), goes
   to `data_text` as it came. So `data` is always something that every reader can decode.
 
@@ -42,6 +43,8 @@ FUTURE_S_MAX = 86_400
 ANCIENT_DAYS_MAX = 3_650
 """A time further back than this is not believed. Ten years: old logs may be read, a clock without a battery says 1970."""
 TEXT_CHARS_MAX = 1_000_000_000
+INDEXED_CHARS_MAX = 500
+"""Of a correlation id, where PostgreSQL refuses a longer one: an index row has a bound. The frame has all of it."""
 
 CENTRE = UUID(int=0)
 """The agent under which the collector stores events of its own."""
@@ -216,7 +219,7 @@ def _cleaned(line: CoreLine) -> CoreLine:
         target=_clean(line.target),
         outcome=_clean(line.outcome),
         message=_clean(line.message),
-        correlation_id=_clean(line.correlation_id),
+        correlation_id=_clean(line.correlation_id[:INDEXED_CHARS_MAX] if line.correlation_id else line.correlation_id),
     )
 
 

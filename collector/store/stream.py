@@ -76,6 +76,8 @@ class Cursor(Struct, frozen=True, array_like=True):
     base: Snapshot
     step: Snapshot | None = None
     position: Position | None = None
+    order: int = 0
+    """Of a text alone: 1 where its position means the order of numbers. Before, it meant another."""
 
     @property
     def newest(self) -> Snapshot:
@@ -84,7 +86,8 @@ class Cursor(Struct, frozen=True, array_like=True):
 
     def encode(self) -> str:
         """Opaque to the client."""
-        return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+        packed = msgspec.msgpack.encode(msgspec.structs.replace(self, order=1))
+        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def decode_cursor(text: str, home: int) -> Cursor:
@@ -98,7 +101,10 @@ def decode_cursor(text: str, home: int) -> Cursor:
         raise BadCursor("after is not a cursor of a stream. Give the `cursor` of the last message")
     if cursor.home != home:
         raise BadCursor("after is a cursor of another database. Begin anew without it")
-    return cursor
+    if cursor.position is not None and cursor.order == 0:
+        # What that position had skipped can only be found by reading its step again.
+        return Cursor(home, cursor.base, cursor.step, Position(0, 0, 0))
+    return msgspec.structs.replace(cursor, order=0)
 
 
 def _sound(snapshot: Snapshot) -> bool:

@@ -635,3 +635,10 @@ def test_one_agent_invents_neither_streams_nor_forks_without_end(
             return [await transaction.note_fork(UUID(agent), frame, "0" * 64) for frame in frames]
 
     assert asyncio.run(run()) == [True, True, True, False, False]
+
+
+def test_a_correlation_id_too_long_for_an_index_stops_no_agent(agent: Agent, reader: httpx.Client) -> None:
+    long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=100_000))
+    assert post(agent.client, agent.chain.seal([event(correlation_id=long), event("beside")])).status_code == 200
+    found = {one["message"]: one["correlation_id"] for one in events_of(reader, agent=agent.chain.agent)}
+    assert found == {"hello": long[:500], "beside": None}

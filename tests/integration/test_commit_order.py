@@ -1,10 +1,12 @@
 """Readers in the order of commits, while the numbers of transactions grow by a digit: each reads every batch once."""
 
+import base64
 import os
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from agent.simulator.postgres import Postgres
@@ -174,3 +176,13 @@ async def check_readers(dsn: str, connection: Any, start: Cursor, stored: int) -
         assert await tree.not_in_tree(connection, until.xmin) == []
     finally:
         await database.close()
+
+
+def test_a_client_s_cursor_of_the_former_order_reads_its_step_again() -> None:
+    """What stood behind its position then is not what stands behind it now: rather twice than never."""
+    base, step = Snapshot(0, 1, 1, ()), Snapshot(0, 10**8, 10**8, ())
+    position = stream.Position(9, 3, 0)
+    former = base64.urlsafe_b64encode(msgspec.msgpack.encode((7, base, step, position))).decode().rstrip("=")
+    assert stream.decode_cursor(former, 7) == Cursor(7, base, step, stream.Position(0, 0, 0))
+    assert stream.decode_cursor(Cursor(7, base, step, position).encode(), 7) == Cursor(7, base, step, position)
+    assert stream.decode_cursor(Cursor(7, base).encode(), 7) == Cursor(7, base)
