@@ -89,6 +89,11 @@ class Changes:
                 text = "%s: %d more parts changed; linewarden-agent status shows each"
                 self._log.warning(text, " ".join(group), count - PARTS_MAX)
 
+    def forget(self, *key: str) -> None:
+        """Forget a key and what is below it, without a line: what was configured otherwise did not begin to work."""
+        for each in [each for each in self._known if each[: len(key)] == key]:
+            del self._known[each]
+
     def _note(self, key: Key, condition: Condition | None, now_s: float) -> None:
         known = self._known.get(key)
         if known is None:

@@ -288,6 +288,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         notify.ready(self._summary())
         log.info("agent %s runs: %s", self.facts.agent_id, self._summary())
+        self._warn_of_nothing()
         asked = asyncio.create_task(self._stop.wait())
         failed = asyncio.create_task(self._buffer.failed())
         await asyncio.wait([asked, failed], return_when=asyncio.FIRST_COMPLETED)
@@ -300,6 +301,10 @@ class Daemon:
         failed.cancel()
         await self._shut_down()
         return 0
+
+    def _warn_of_nothing(self) -> None:
+        if not self.settings.sources:
+            log.warning("no source is configured, so nothing is collected; add one and reload")
 
     def _summary(self) -> str:
         count = len(self.settings.sources)
@@ -355,6 +360,7 @@ class Daemon:
                 self.facts.reload_error, self.facts.reloaded_us = None, now_us()
                 self.facts.config_sha256 = after
                 log.info("the configuration was read again: %s", self._summary())
+                self._warn_of_nothing()
                 if before != after:
                     cursor = self._run(ended=False).cursor()
                     await self._pipeline.store([configuration_changed(before, after)], SELF, cursor)
@@ -386,12 +392,14 @@ class Daemon:
         for name in ending:
             self._mounts.remove(name)
             del self._pipeline.sources[name]
+            self._changes.forget("source", name)
         for name, (source, report) in made.items():
             self._begin_source(name, source, report)
         if (new.sync, new.identity) != (old.sync, old.identity) and self._uplink is not None:
             await _end(self._uplink.task)
             await _end(self._uplink.renewal)
             await self._uplink.sink.close()
+            self._changes.forget("collector")
             self._connect()
         if new.health != old.health and self._served is not None:
             await _end(self._served)

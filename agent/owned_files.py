@@ -179,8 +179,9 @@ def _draft(folder: int, name: str, mode: int, owner: Owner | None) -> Iterator[i
         os.unlink(draft, dir_fd=folder)
     file = os.open(draft, _NEW, 0o600, dir_fd=folder)
     try:
-        give(file, folder, owner)
-        os.fchmod(file, mode)
+        kept, readable = _before(folder, name) if owner is None else (owner, 0)
+        give(file, folder, kept)
+        os.fchmod(file, mode | readable)
         yield file
         os.fsync(file)
         os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -191,6 +192,18 @@ def _draft(folder: int, name: str, mode: int, owner: Owner | None) -> Iterator[i
     finally:
         os.close(file)
     _sync(folder)
+
+
+def _before(folder: int, name: str) -> tuple[Owner | None, int]:
+    """Whose a file of root's folder was, and whether its group might read it: an administrator gave it to a service, and it stays so."""
+    if os.geteuid() != ROOT or os.fstat(folder).st_uid != ROOT:
+        return None, 0
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None, 0
+    given = stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_gid) != (ROOT, ROOT)
+    return (Owner(found.st_uid, found.st_gid), found.st_mode & stat.S_IRGRP) if given else (None, 0)
 
 
 def _put(file: int, content: bytes) -> None:

@@ -23,6 +23,8 @@ UNIT_FOLDERS = (
     Path("/lib/systemd/system"),
 )
 UNIT_BYTES_MAX = 1_048_576
+INSTALLED_USER, INSTALLED_STATE = "linewarden", Path("/var/lib/linewarden")
+"""What the installer makes for the agent, or systemd for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ def make_state_folder(name: str, config: Path, folder: Path, folders: Sequence[P
     """Make the state folder of the service NAME where it is missing; made by root it is the service's. Raises OSError."""
     if not folder.is_dir():
         account = account_for(name, config, folder, folders) if os.geteuid() == ROOT else None
+        if account is None and folder == INSTALLED_STATE:
+            account = of_user(INSTALLED_USER) if os.geteuid() == ROOT else None
         owned_files.make_folder(folder, mode=0o750, owner=account.owner if account is not None else None)
 
 

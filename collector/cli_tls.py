@@ -83,9 +83,7 @@ def _service(folder: Path) -> Account | None:
     if os.geteuid() != owned_files.ROOT or owned_files.owner_of(folder) is not None:
         return None
     unit = service_account.installed(SERVICE)
-    if unit is not None:
-        return service_account.of_unit(unit)
-    return service_account.of_user(SERVICE) if folder.is_relative_to(FOLDER.parent) else None
+    return service_account.of_unit(unit) if unit is not None else service_account.of_user(SERVICE)
 
 
 def _readers(key: Path) -> str:

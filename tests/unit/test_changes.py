@@ -17,6 +17,9 @@ class Journal:
         self.now_s = 1_000.0
         self._changes = Changes(logging.getLogger("journal"), lambda: self.now_s)
 
+    def forget(self, *key: str) -> None:
+        self._changes.forget(*key)
+
     def look(self, conditions: Mapping[Key, Condition] | None = None, *, after_s: float = 1.0) -> list[str]:
         """The lines of one look."""
         self.now_s += after_s
@@ -56,6 +59,14 @@ def test_what_flaps_has_a_few_lines_and_then_one_now_and_then_that_counts(journa
     said = journal.look(away(), after_s=REFILL_S)
     assert journal.look(away(), after_s=REFILL_S) == []
     assert [*lines, *said][-1].startswith("WARNING"), "the last line is what holds"
+
+
+def test_what_is_configured_otherwise_did_not_begin_to_work(journal: Journal) -> None:
+    plc: dict[Key, Condition] = {("source", "plc"): Condition("plc: away", "plc works again")}
+    journal.look(plc)
+    journal.forget("source", "plc")
+    assert journal.look() == []
+    assert journal.look(plc) == ["WARNING plc: away"]
 
 
 def test_a_hundred_parts_that_fail_at_once_are_a_few_lines_and_a_number(journal: Journal) -> None:

@@ -100,6 +100,20 @@ def test_root_makes_the_collector_s_key_readable_for_its_group_and_the_authority
 
 
 @as_root
+@pytest.mark.parametrize(("owner", "mode"), [((4_321, 4_322), 0o600), ((0, 4_322), 0o640)])
+def test_a_renewed_key_stays_whose_it_was(tmp_path: Path, owner: tuple[int, int], mode: int) -> None:
+    issuer, _ = tls.authority(tmp_path, "Plant")
+    for _ in range(2):
+        tls.issue(tmp_path, "collector", issuer, ["localhost"], 10, client=False)
+        os.chown(tmp_path / "collector.key", *owner)
+        (tmp_path / "collector.key").chmod(mode)
+        before = (tmp_path / "collector.key").read_bytes()
+    tls.issue(tmp_path, "collector", issuer, ["localhost"], 10, client=False)
+    assert everything_below(tmp_path)["collector.key"] == (*owner, mode)
+    assert (tmp_path / "collector.key").read_bytes() != before
+
+
+@as_root
 def test_a_link_in_a_folder_of_another_user_leads_root_nowhere(state: Path, tmp_path: Path) -> None:
     victim, elsewhere = tmp_path / "victim", tmp_path / "elsewhere"
     victim.write_text("root's own")
