@@ -1,17 +1,21 @@
 """`verify` by itself: what it finds becomes an alert, once however often it is found, and one of several collectors does it."""
 
 import asyncio
+import io
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from agent.simulator.postgres import Postgres
 from agent.wire.taxonomy import is_collectors
 from collector.alert_reader import AlertReader, AlertSettings
 from collector.app import migrate_at
-from collector.evidence import schedule
+from collector.evidence import schedule, scheduled
 from collector.evidence.finding import Finding
 from collector.evidence.schedule import Inspector
 from collector.evidence.verify import Report, Wanted, verify
@@ -81,6 +85,23 @@ async def test_where_everything_holds_nothing_is_reported_and_the_run_is_written
         last = await verify_runs.last(connection)
     assert last is not None
     assert last.findings == 0
+
+
+def test_a_unit_that_forbids_to_lower_the_priority_does_not_keep_verify_from_running(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def refused(_: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    async def nothing(_dsn: str, _wanted: Wanted) -> Report:
+        return Report(events=7)
+
+    monkeypatch.setattr(os, "nice", refused)
+    monkeypatch.setattr(scheduled, "verify", nothing)
+    order = schedule.Order("postgresql://nowhere", None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(msgspec.json.encode(order))))
+    assert scheduled.main() == 0
+    assert msgspec.json.decode(capsysbinary.readouterr().out, type=Report).events == 7
 
 
 async def test_of_several_collectors_one_verifies_at_a_time(database: Database) -> None:
