@@ -195,7 +195,7 @@ class LogSource:
         scan_at = 0.0
         while True:
             now = loop.time()
-            if hints.changed or now >= scan_at or self._files.contents.busy:
+            if hints.changed or now >= scan_at:
                 await asyncio.to_thread(self._files.scan)
                 hints.watch(self._files.directories())
                 self._tell()
@@ -209,7 +209,9 @@ class LogSource:
             pause_s = PAUSE_PER_FILE_S * len(self._files.tails)
             if pause_s > 0.01:  # noqa: PLR2004  # below, it would not be noticed
                 await asyncio.sleep(pause_s)
-            if any(family[0].due for family in self._families()):
+            if self._files.wants_look():
+                scan_at = 0.0
+            if scan_at == 0.0 or any(family[0].due for family in self._families()):
                 hints.poll()
             else:
                 await hints.wait(max(0.001, min(scan_at - loop.time(), self._held_s(loop.time()))))

@@ -63,6 +63,8 @@ class Moves:
         self._listed = Directories()
         self._base: dict[str, int] = {}
         """Rotated files of a family that are not older than this, and unknown, were written since it is followed."""
+        self._looked_at: set[Id] = set()
+        """Those of them that were compared at once when that was possible; from then on at each look."""
         self._changed: set[str] = set()
         """Families of which there may be such files."""
         self._known: set[Id] = set()
@@ -83,6 +85,19 @@ class Moves:
     def waits(self, tail: Tail) -> bool:
         """Whether a stream is not read yet, because it is not decided what its file is, or an older one is looked for."""
         return tail.is_fresh and (tail.id in self._doubts or self.is_adrift(tail.family))
+
+    def wants_look(self) -> bool:
+        """Return whether the stream was read to its end that a new file has to be compared with; once for each."""
+        for id_ in self._doubts:
+            own = self._files.tails.get(id_)
+            before = None if own is None else self._predecessor(own)
+            if before is not None and not self._is_read_first(before) and id_ not in self._looked_at:
+                self._looked_at.add(id_)
+                return True
+        return False
+
+    def _is_read_first(self, tail: Tail) -> bool:
+        return self._files.tails.get(tail.id) is tail and (tail.due or tail.leftover)
 
     def anchor(self, tail: Tail) -> None:
         """Note a stream that was known before the present look."""
@@ -371,11 +386,12 @@ class Moves:
             own = self._files.tails.get(id_)
             before = None if own is None or not own.is_fresh else self._predecessor(own)
             if own is not None and before is not None:
-                if self._files.tails.get(before.id) is before and (before.due or before.leftover):
-                    continue  # it is read to its end first
+                if self._is_read_first(before):
+                    continue
                 if self._edited(before, own, now, now - since) == "wait":
                     continue
             del self._doubts[id_]
+            self._looked_at.discard(id_)
             if own is not None:
                 own.state.pop("doubt", None)
 

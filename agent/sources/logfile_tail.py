@@ -252,6 +252,10 @@ class Files:
         birth = birth_ns(fd)
         return not tail.birth_ns or not birth or tail.birth_ns == birth
 
+    def wants_look(self) -> bool:
+        """Return whether another look can decide something now; once for each new file."""
+        return self.contents.busy or self.moves.wants_look()
+
     def touch(self, tail: Tail, status: os.stat_result, now: float) -> None:
         """Note size and time of a tail's file."""
         if status.st_size != tail.size:

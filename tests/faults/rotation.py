@@ -363,7 +363,9 @@ class World:
                         return
                     left -= 1
                     self._commit(events, cursor)
-                if not any(family[0].due for family in self.source._families()):
+                if self.source._files.wants_look():
+                    self.source._files.scan()
+                elif not any(family[0].due for family in self.source._families()):
                     return
 
         self.loop.run_until_complete(some())
