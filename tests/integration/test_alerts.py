@@ -255,13 +255,10 @@ def test_what_is_written_to_an_incident_of_two_sites_is_shown_to_those_who_see_b
     version = plant.viewer.get(f"/v1/incidents/{number}").json()["incident"]["version"]
     comment = {"action": "comment", "comment": "the vault's code is on the door", "version": version}
     assert plant.analyst.patch(f"/v1/incidents/{number}", json=comment).status_code == 200
-    for viewer, lines in (
-        (plant.viewer, 0),
-        (other.viewer, 0),
-        (plant.collector.client(plant.collector.key("viewer")), 1),
-    ):
-        answer = viewer.get(f"/v1/incidents/{number}")
-        assert (len(answer.json()["history"]), "vault" in answer.text) == (lines, lines == 1)
+    with plant.collector.client(plant.collector.key("viewer")) as both:
+        for viewer, lines in ((plant.viewer, 0), (other.viewer, 0), (both, 1)):
+            answer = viewer.get(f"/v1/incidents/{number}")
+            assert (len(answer.json()["history"]), "vault" in answer.text) == (lines, lines == 1)
 
 
 def test_an_action_on_many_touches_what_the_preview_counted_and_is_undone(plants: Plants) -> None:
@@ -398,3 +395,20 @@ def test_nobody_states_a_fork_of_another_agent_but_the_collector(plants: Plants)
     true = victim.one(type="alert.chain.forked")
     assert (true["target"], true["site"]) == (victim.chain.agent, "victims")
     assert forger.act(true, "close", reason="other").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["alert.test", "collection.gap"])
+def test_data_beyond_all_bounds_from_an_agent_stops_neither_alerts_nor_health(plants: Plants, kind: str) -> None:
+    """Integers of 5,000 digits, 980 levels, a number beyond any double: each is kept as text, and what comes after it is counted."""
+    plant = plants(f"hostile-{kind}")
+    for data in (b'{"n":' + b"9" * 5_000 + b"}", b'{"n":' + b"[" * 980 + b"]" * 980 + b"}", b'{"events":1e5000}'):
+        at = int(datetime.now(UTC).timestamp() * 1e6)
+        head = f'{{"time":{at},"observed":{at},"type":"{kind}","severity":4,"source":"s","data":'
+        assert post(plant.sender, plant.chain.seal_lines([head.encode() + data + b"}"], [b""])).status_code == 200
+    plant.send(alert("after"))
+    kinds = [one["type"] for one in plant.counted(4)]
+    assert "alert.authentication.burst" in kinds
+    with plant.collector.client() as nobody:
+        health = nobody.get("/healthz")
+    assert health.status_code == 200
+    assert all(task["restarts"] == 0 for task in health.json()["tasks"].values())
