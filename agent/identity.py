@@ -28,7 +28,7 @@ from annotated_types import Ge
 from agent import owned_files
 from agent.component import ConfigError
 from agent.wire.batch import header_of
-from agent.wire.signature import Signed, key_id_of, runs_of, signed_text, write_header
+from agent.wire.signature import Signed, head_text, key_id_of, runs_of, signed_text, write_head, write_header
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -301,3 +301,18 @@ class Keyring:
             runs_of(map(header_of, batches)),
         )
         return write_header(key.key_id, key.sign(signed_text(said)))
+
+    def sign_head(self, agent_id: str, body: bytes, status: str, sent_us: int) -> str | None:
+        """Return the header by which the collector knows the sender before it takes the body; None before the enrolment."""
+        key = self.current()
+        if key is None:
+            return None
+        body_sha256 = hashlib.sha256(body).hexdigest()
+        text = head_text(
+            agent=agent_id,
+            key=key.key_id,
+            sent_us=sent_us,
+            status_sha256=hashlib.sha256(status.encode()).hexdigest(),
+            body_sha256=body_sha256,
+        )
+        return write_head(body_sha256, key.sign(text))

@@ -18,6 +18,7 @@ import zstandard
 from msgspec import Struct
 
 from agent.component import Ack, ConfigError, NotConnected, Refusal, TooLarge, Unavailable, now_us
+from agent.wire.signature import HEAD as HEAD_HEADER
 from agent.wire.signature import HEADER as SIGNATURE_HEADER
 
 # httpx brings a command line of its own where click is installed (with the collector, say), at 6 MB of memory that no agent has use for.
@@ -116,6 +117,10 @@ class Signer(Protocol):
         """The header; None where the agent is not enrolled. Raises ConfigError."""
         ...
 
+    def sign_head(self, agent_id: str, body: bytes, status: str, sent_us: int) -> str | None:
+        """Return the header that signs the request's head; None where the agent is not enrolled. Raises ConfigError."""
+        ...
+
 
 async def exchange(method: str, url: str, tls: Tls, body: bytes | None = None) -> tuple[int, bytes]:
     """One request that is none of batches: status and content. Raises NotConnected, ConfigError."""
@@ -171,8 +176,9 @@ class HttpSink:
             body = self._compressor.compress(body)
             headers["Content-Encoding"] = "zstd"
         signature = self._signer.sign(self._agent_id, batches, body, said, sent_us) if self._signer else None
-        if signature is not None:
-            headers[SIGNATURE_HEADER] = signature
+        head = self._signer.sign_head(self._agent_id, body, said, sent_us) if self._signer else None
+        if signature is not None and head is not None:
+            headers |= {SIGNATURE_HEADER: signature, HEAD_HEADER: head}
         elif self._key_file:
             headers["Authorization"] = f"Bearer {_read_key(self._key_file)}"
         self._proven = signature is not None

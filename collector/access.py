@@ -9,6 +9,7 @@ needs the session's token in a header as well, and one that names another origin
 
 import hashlib
 import hmac
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -19,12 +20,14 @@ from uuid import UUID
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from agent.wire.signature import HEADER
 from collector import enrol_signature
 from collector.audit import Refusals, Who
+from collector.http_admission import prove
 from collector.limits import networks_of
 from collector.problems import Problem
 from collector.store import keys, sessions
-from collector.store.database import Database
+from collector.store.database import Database, read_for
 from collector.store.events import ALL, Scope, contains
 
 if TYPE_CHECKING:
@@ -70,6 +73,11 @@ class Caller:
         if isinstance(self.proof, sessions.Session):
             return "user"
         return "agent" if self.role == "agent" else "key"
+
+    @property
+    def account(self) -> str:
+        """On whose account a request is taken, where there are bounds for each."""
+        return f"{self.kind} {self.name}"
 
     @property
     def who(self) -> Who:
@@ -167,9 +175,11 @@ async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
         return
     caller = await _admitted(connection, access, touch=True)
     rates: Rates = connection.app.state.rates
-    if caller.role != "agent" and (wait_s := rates.take(f"{caller.kind} {caller.name}")):
+    if caller.role != "agent" and (wait_s := rates.take(caller.account)):
         raise _refused(connection, caller.who, _too_many(wait_s))
     connection.scope["auth"] = caller
+    if access != "send":
+        read_for(caller.account)
     if (known := handler.opt.get("known")) is not None:
         only(connection, known)
 
@@ -197,23 +207,37 @@ async def still(connection: Connection, handler: BaseRouteHandler) -> None:
         raise Problem(403, "what you may see was changed; begin anew", code="scope")
 
 
+def _shown(connection: Connection, signed_from: str) -> str:
+    """What a request shows of a credential, and the next one will. A signing key's id is no secret: it counts with the address."""
+    if signed_from:
+        return f"{signed_from} {connection.headers[HEADER.lower()].rpartition(' ')[0]}"
+    return f"{connection.headers.get('authorization', '')} {connection.cookies.get(COOKIE, '')}"
+
+
 async def _admitted(connection: Connection, access: str | None, *, touch: bool) -> Caller:
     address = address_of(connection)
     rates: Rates = connection.app.state.rates
     known: Known = connection.app.state.known
-    shown = token_hash(f"{connection.headers.get('authorization', '')} {connection.cookies.get(COOKIE, '')}")
     signed = access == "send" and enrol_signature.is_signed(connection)
+    shown = token_hash(_shown(connection, address if signed else ""))
     refused = [f"refused {network}" for network in networks_of(address)]
-    # An agent that signs is not held up by others who knock from its address.
-    if (wait_s := rates.wait_s_each(refused)) and shown not in known and not signed:
+    wait_s = 0.0 if shown in known else rates.wait_s_each(refused)
+    if wait_s and not signed:
         raise _refused(connection, Who.nobody(address), _too_many(wait_s))
     try:
         if signed:
-            key = await enrol_signature.identify(connection, connection.app.state.database)
+            # An agent that signs is not held up by others who knock from its address: it has its turn among them.
+            turn: AbstractAsyncContextManager[Any] = connection.app.state.doubtful if wait_s else nullcontext()
+            async with turn:
+                key = await enrol_signature.identify(connection, connection.app.state.admission)
             caller = Caller(key.prefix, key.role, ((key.site, key.line, key.station),), address, key)
+            proven = enrol_signature.is_proven(connection)
         else:
             caller = await _identify(connection, address, touch=touch)
+            proven = True
+        if proven:
             known.add(shown)
+            prove(connection.scope["state"], caller.account)
     except Problem as problem:
         for name in refused:
             rates.take(name)
@@ -246,7 +270,7 @@ def refuse(connection: Connection, who: Who, problem: Problem) -> None:
 
 async def _identify(connection: Connection, address: str, *, touch: bool) -> Caller:
     scheme, _, secret = connection.headers.get("authorization", "").partition(" ")
-    database: Database = connection.app.state.database
+    database: Database = connection.app.state.admission
     token = connection.cookies.get(COOKIE)
     if not scheme and token:
         return await _by_session(connection, database, token, address, touch=touch)

@@ -57,13 +57,13 @@ from collector.expiry import EVERY_S as EXPIRY_EVERY_S
 from collector.expiry import Expiry
 from collector.figures import Figures
 from collector.health import Condition
-from collector.ingest import Ingest, post_batches
+from collector.ingest import DOUBTFUL_MAX, Ingest, post_batches
 from collector.legal import held, leave
 from collector.notify import notify, watchdog_s
 from collector.oidc_provider import Provider
 from collector.store import migrate, partitions, readers, rollups, users
 from collector.store.database import (
-    Database,
+    Pools,
     StoreMisconfigured,
     StoreUnavailable,
     connect,
@@ -85,11 +85,10 @@ STOP_S_MAX = 4.0
 class Background:
     """What goes on beside requests: reaching the database, partitions, the watchdog."""
 
-    def __init__(
-        self, settings: Settings, database: Database, condition: Condition, hub: stream.Hub, vault: Vault
-    ) -> None:
+    def __init__(self, settings: Settings, pools: Pools, condition: Condition, hub: stream.Hub, vault: Vault) -> None:
         self._settings = settings
-        self._database = database
+        self._pools = pools
+        self._database = database = pools.background
         self._condition = condition
         self._hub = hub
         self._vault = vault
@@ -231,7 +230,7 @@ class Background:
             await migrate_at(self._settings.database.address)
         else:
             await _check_migrated(self._settings.database.address)
-        await self._database.open()
+        await self._pools.open()
         async with self._database.connection() as connection:
             await self._vault.load(connection)
         # Before the first batch, so that it finds its partition. Failing is no reason to refuse batches: the default one takes them.
@@ -306,18 +305,22 @@ async def _check_migrated(dsn: str) -> None:
 
 def build(settings: Settings) -> Litestar:
     """The application, cold."""
-    database = Database(
+    pools = Pools(
         settings.database.address,
-        pool_size=settings.database.pool_size,
+        size=settings.database.pool_size,
         synchronous_commit=settings.database.synchronous_commit,
     )
+    database = pools.background
     condition = Condition()
     vault = Vault()
     hub = stream.Hub(database, vault)
-    background = Background(settings, database, condition, hub, vault)
+    background = Background(settings, pools, condition, hub, vault)
 
     ingest = Ingest(
-        database, settings.server.limits, unsigned=settings.identity.unsigned == "allow", on_stored=background.stored
+        pools.ingest,
+        settings.server.limits,
+        unsigned=settings.identity.unsigned == "allow",
+        on_stored=background.stored,
     )
     enrolling = enrol.Enrolling(settings.authority_file, timedelta(seconds=settings.identity.key_overlap_s))
 
@@ -327,7 +330,7 @@ def build(settings: Settings) -> Litestar:
         try:
             yield
         finally:
-            await _end(task, database)
+            await _end(task, pools)
 
     app = Litestar(
         [
@@ -354,7 +357,9 @@ def build(settings: Settings) -> Litestar:
         lifespan=[lifespan],
         state=State(
             {
-                "database": database,
+                "database": pools.requests,
+                "admission": pools.admission,
+                "doubtful": asyncio.Semaphore(DOUBTFUL_MAX),
                 "condition": condition,
                 "ingest": ingest,
                 "enrolling": enrolling,
@@ -380,7 +385,7 @@ def build(settings: Settings) -> Litestar:
     return app
 
 
-async def _end(task: "asyncio.Task[None]", database: Database) -> None:
+async def _end(task: "asyncio.Task[None]", database: Pools) -> None:
     """End what goes on beside requests, and the connections, in bounded time."""
     asyncio.get_running_loop().set_exception_handler(_said_at_the_end)
     task.cancel()

@@ -37,6 +37,9 @@ from collector.cli_access import table
 from collector.cli_store import with_store
 from collector.config import Settings, SettingsError, load
 from collector.fleet import FleetAgent, agent_of
+from collector.http_admission import Admission
+from collector.http_protocol import WS_MESSAGE_BYTES_MAX, BoundedHttp, BoundedWebSocket, Deadlines
+from collector.http_server import BoundedServer, connections_max
 from collector.notify import notify
 from collector.personal import without_people
 from collector.problems import Problem
@@ -54,10 +57,7 @@ _log = logging.getLogger("linewarden.collector")
 
 DONE, FAILED, WRONG = 0, 1, 2
 SWITCH_S = 0.0005
-KEEP_ALIVE_S = 75
 BACKLOG = 1_024
-WS_BYTES_MAX = 4_096
-"""Of what a client of a stream sends: nothing is asked of it."""
 
 
 class Failed(Exception):
@@ -355,7 +355,14 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     # What there is now stays: without this a collection goes through all of it again and again, and everybody waits 70 ms meanwhile.
     gc.collect()
     gc.freeze()
-    server = Server(_uvicorn(settings, app), app)
+    listening = settings.server
+    admission = Admission(
+        connections_max(listening.connections_max),
+        address_unproven_max=listening.address_connections_max,
+        proxies=settings.access.trusted_proxies,
+    )
+    deadlines = Deadlines(head_s_max=listening.head_s_max, body_s_max=listening.body_s_max)
+    server = Server(_uvicorn(settings, app), admission, deadlines, app)
     # uvicorn raises the signal that stopped it once more when it is done: being asked to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -373,9 +380,9 @@ def _uvicorn(settings: Settings, app: Litestar) -> uvicorn.Config:
         host=server.host,
         port=server.port,
         loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
-        ws_max_size=WS_BYTES_MAX,
+        http=BoundedHttp,
+        ws=BoundedWebSocket,
+        ws_max_size=WS_MESSAGE_BYTES_MAX,
         ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
@@ -383,7 +390,6 @@ def _uvicorn(settings: Settings, app: Litestar) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=server.shutdown_s_max,
         ssl_certfile=str(server.certificate_file) if server.certificate_file else None,
         ssl_keyfile=str(server.key_file) if server.key_file else None,
@@ -397,11 +403,11 @@ def _uvicorn(settings: Settings, app: Litestar) -> uvicorn.Config:
     return config
 
 
-class Server(uvicorn.Server):
+class Server(BoundedServer):
     """uvicorn, telling systemd when it listens and when it stops; SIGHUP reads the certificate again."""
 
-    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, admission: Admission, deadlines: Deadlines, app: Litestar) -> None:
+        super().__init__(config, admission, deadlines)
         self._app = app
 
     async def startup(self, sockets: Any = None) -> None:

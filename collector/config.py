@@ -48,6 +48,10 @@ class Server(_Section):
     certificate_file    PEM chain; with key_file turns TLS on (1.3 and later)
     allow_plaintext     let the network be read: only where a proxy in front ends TLS
     metrics_open        /metrics without a key: only where nobody but Prometheus reaches this port
+    connections_max     open connections; a quarter of them may be without a credential, and a quarter of one key or user
+    address_connections_max  connections of one address that have shown no credential; addresses in access.trusted_proxies are exempt
+    head_s_max          a request's head has so long to arrive
+    body_s_max          and its body
     """
 
     listen: str = "127.0.0.1:8443"
@@ -61,6 +65,9 @@ class Server(_Section):
     concurrent_max: Annotated[int, Field(ge=1, le=10_000)] = 8
     body_s_max: Annotated[float, Field(gt=0, le=3_600)] = 60.0
     shutdown_s_max: Annotated[int, Field(ge=1, le=600)] = 20
+    connections_max: Annotated[int, Field(ge=16, le=65_000)] = 4_096
+    address_connections_max: Annotated[int, Field(ge=4, le=65_000)] = 64
+    head_s_max: Annotated[float, Field(gt=0, le=600)] = 10.0
 
     @property
     def host(self) -> str:

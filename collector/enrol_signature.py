@@ -1,8 +1,11 @@
 """Who sent a request of batches: whoever holds the key that signed it, and nothing else counts.
 
-The key is looked up before the body is read, for each request, so that taking it back works with the next one. The signature itself is
-checked over what came. What is refused is told to the SOC as `security.signature.refused`: at once when it is new, then once a minute with
-how many there were, and never by more than KINDS_MAX events a minute, however many knock.
+The key is looked up before the body is read, for each request, so that taking it back works with the next one. The signature over the head
+is checked then too: a request that has none, or whose time is not now by the collector's clock, may be one of somebody who only knows the
+key's id, so its body is taken on the small account of what is not proven. The signature over the batches is checked over what came.
+
+What is refused is told to the SOC as `security.signature.refused`: at once when it is new, then once a minute with how many there were, and
+never by more than KINDS_MAX events a minute, however many knock.
 """
 
 import asyncio
@@ -16,7 +19,18 @@ from uuid import UUID
 
 from agent.wire.batch import Frame
 from agent.wire.event import Event
-from agent.wire.signature import HEADER, MalformedSignature, Signed, holds, read_header, runs_of, signed_text
+from agent.wire.signature import (
+    HEAD,
+    HEADER,
+    MalformedSignature,
+    Signed,
+    head_text,
+    holds,
+    read_head,
+    read_header,
+    runs_of,
+    signed_text,
+)
 from collector import codes, own
 from collector.background import Pulse
 from collector.codes import Code
@@ -35,6 +49,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("linewarden.collector")
 
 SCOPE = "linewarden.signed"
+FRESH_US = 15 * 60 * 1_000_000
+"""A head that was signed longer ago, or later than now, may be a copy. It is no reason to refuse: stations have wrong clocks."""
+TIME_DIGITS_MAX = 18
 KINDS_MAX = 50
 """Kinds of refusals (agent, reason) that are told apart in a minute; further ones are counted as one kind, of no agent."""
 EVERY_S = 1.0
@@ -52,13 +69,12 @@ class Shown:
     signature: bytes
     sent: str
     status: str
+    proven: bool
+    """Whether the head is signed, and fresh."""
 
     def checked(self, body: bytes, frames: Sequence[Frame]) -> Signature:
         """The signature, if it is that of the key over this body. Raises Problem."""
-        try:
-            sent_us = int(self.sent)
-        except ValueError:
-            raise _forged(self.key, "the header Linewarden-Agent-Time names no time") from None
+        sent_us = _time_of(self.key, self.sent)
         said = Signed(
             agent=str(self.key.agent_id),
             key=self.key.key_id,
@@ -71,6 +87,13 @@ class Shown:
         if not holds(self.key.public_key, text, self.signature):
             raise _forged(self.key, "the signature is not that of the key over this request")
         return Signature(self.key.key_id, text, self.signature, sent_us)
+
+
+def _time_of(key: AgentKey, sent: str) -> int:
+    """Return the time that a request names, µs. Raises Problem where it names none that can be stored."""
+    if not (sent.isascii() and sent.isdecimal() and len(sent) <= TIME_DIGITS_MAX):
+        raise _forged(key, "the header Linewarden-Agent-Time names no time")
+    return int(sent)
 
 
 def _forged(key: AgentKey, text: str) -> Problem:
@@ -104,17 +127,45 @@ async def identify(connection: "ASGIConnection[Any, Any, Any, Any]", database: D
         raise Problem(
             403, text, code="revoked" if key.revoked is not None else "key_ended", agent_id=str(key.agent_id), key_id=key_id
         )  # fmt: skip
-    sent = connection.headers.get("linewarden-agent-time", "")
-    connection.scope[SCOPE] = Shown(key, signature, sent, connection.headers.get("linewarden-status", ""))  # type: ignore[literal-required]
+    sent, status = connection.headers.get("linewarden-agent-time", ""), connection.headers.get("linewarden-status", "")
+    proven = _is_proven(key, connection.headers.get(HEAD.lower()), sent, status)
+    connection.scope[SCOPE] = Shown(key, signature, sent, status, proven)  # type: ignore[literal-required]
     return Key(
         0, key_id, "agent", "", key.site, key.line, key.station, key.agent_id, key.valid_from, key.valid_until, None, key.last_used
     )  # fmt: skip
+
+
+def _is_proven(key: AgentKey, head: str | None, sent: str, status: str) -> bool:
+    """Whether the head of a request is signed with its key, just now. Raises Problem where the signature does not hold."""
+    if head is None:
+        return False
+    try:
+        body_sha256, signature = read_head(head)
+    except MalformedSignature as error:
+        raise _forged(key, str(error)) from None
+    sent_us = _time_of(key, sent)
+    text = head_text(
+        agent=str(key.agent_id),
+        key=key.key_id,
+        sent_us=sent_us,
+        status_sha256=hashlib.sha256(status.encode("latin-1")).hexdigest(),
+        body_sha256=body_sha256,
+    )
+    if not holds(key.public_key, text, signature):
+        raise _forged(key, "the signature is not that of the key over this request's head")
+    return abs(sent_us - time.time_ns() // 1000) <= FRESH_US
 
 
 def shown_of(connection: "ASGIConnection[Any, Any, Any, Any]") -> Shown | None:
     """What `identify` found; None where the request is not signed."""
     found: Shown | None = connection.scope.get(SCOPE)  # type: ignore[assignment]
     return found
+
+
+def is_proven(connection: "ASGIConnection[Any, Any, Any, Any]") -> bool:
+    """Whether the signature over the head of a request holds, and is fresh."""
+    shown = shown_of(connection)
+    return shown is not None and shown.proven
 
 
 def refuse(connection: "ASGIConnection[Any, Any, Any, Any]", who: "Who", problem: Problem) -> None:

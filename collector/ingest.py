@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -37,6 +38,8 @@ from agent.wire.bounds import OutOfBounds
 from agent.wire.event import Event
 from collector import audit, own
 from collector.enrol_signature import refuse, shown_of
+from collector.http_admission import network_of, prove
+from collector.limits import Budget
 from collector.problems import Problem
 from collector.store import batches, identity, keys
 from collector.store.batches import Head, Known, Signature, Stream, Transaction
@@ -53,6 +56,10 @@ CONTENT_TYPE = "application/vnd.linewarden.batches"
 STATUS_CHARS_MAX = 4_096
 VERSION_CHARS_MAX = 64
 WAIT_S_MAX = 10.0
+SHARE = 4
+"""One key, and all senders together that are not proven, may hold the fourth part of the bodies."""
+DOUBTFUL_MAX = 2
+"""Requests of which only the body shows who sent them are opened so many at once."""
 WINDOW_BYTES_MAX = 2**27
 """Window of a compressed request: zstd's own limit for level 19 and below."""
 
@@ -64,7 +71,9 @@ class Limits:
     request_bytes_max       a request, as sent and decompressed; longer is 413
     request_open_bytes_max  the sections of its frames, decompressed; more is 413. They are opened a few at a time
     request_frames_max      frames in a request; more is 413
-    bodies_bytes_max        all requests that are coming in or waiting, together; beyond it one is 503 at once
+    bodies_bytes_max        all requests that are coming in or waiting, together; beyond it one is 503 at once. One key may hold a quarter
+                            of it. Requests whose sender is not proven yet have an account of their own, as large as a quarter, of which
+                            an address may hold one request: nobody without a key takes the place of those who have one
     concurrent_max          requests being stored; more wait for at most WAIT_S_MAX, then 503
     body_s_max              a request that takes longer to come in is 408
     """
@@ -149,12 +158,23 @@ class Ingest:
     """Whether batches are taken that are not signed, of agents that were never enrolled."""
     on_stored: Callable[[], None] = lambda: None
     """Called after each commit that stored events."""
-    held_bytes: int = 0
-    """Bodies that are coming in, waiting or being stored."""
     _slots: asyncio.Semaphore = field(init=False)
+    _doubtful: asyncio.Semaphore = field(init=False)
+    _proven: Budget = field(init=False)
+    _unproven: Budget = field(init=False)
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.limits.concurrent_max)
+        self._doubtful = asyncio.Semaphore(DOUBTFUL_MAX)
+        bodies, request = self.limits.bodies_bytes_max, min(self.limits.request_bytes_max, self.limits.bodies_bytes_max)
+        part = max(request, bodies // SHARE)
+        self._proven = Budget(bodies, part)
+        self._unproven = Budget(part, request)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bodies that are coming in, waiting or being stored."""
+        return self._proven.total + self._unproven.total
 
     def busy(self, text: str) -> Problem:
         """Too much at once."""
@@ -164,18 +184,30 @@ class Ingest:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """A place among the requests being stored. Raises Problem where none comes free in time."""
+        async with self._place(self._slots, f"{self.limits.concurrent_max} requests are being stored"):
+            yield
+
+    @asynccontextmanager
+    async def doubtful(self) -> AsyncIterator[None]:
+        """A place among the requests whose signature is checked only now. Raises Problem where none comes free in time."""
+        async with self._place(self._doubtful, f"{DOUBTFUL_MAX} requests without a signed head are being checked"):
+            yield
+
+    @asynccontextmanager
+    async def _place(self, places: asyncio.Semaphore, text: str) -> AsyncIterator[None]:
         try:
-            await asyncio.wait_for(self._slots.acquire(), WAIT_S_MAX)
+            await asyncio.wait_for(places.acquire(), WAIT_S_MAX)
         except TimeoutError:
-            raise self.busy(f"{self.limits.concurrent_max} requests are being stored") from None
+            raise self.busy(text) from None
         try:
             yield
         finally:
-            self._slots.release()
+            places.release()
 
     @asynccontextmanager
-    async def body(self, request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-        """The request's body, held within the bounds. Raises Problem."""
+    async def body(self, request: Request[Any, Any, Any], holder: str, *, proven: bool) -> AsyncIterator[bytes]:
+        """The request's body, within the bounds: on the account of `holder`, a key, or an address that is not proven. Raises Problem."""
+        budget = self._proven if proven else self._unproven
         chunks: list[bytes] = []
         size = 0
         try:
@@ -183,11 +215,11 @@ class Ingest:
                 async with asyncio.timeout(self.limits.body_s_max):
                     async for chunk in request.stream():
                         size += len(chunk)
-                        self.held_bytes += len(chunk)
+                        fits = budget.take(holder, len(chunk))
                         if size > self.limits.request_bytes_max:
                             raise _too_large(f"The request has more than {self.limits.request_bytes_max} bytes")
-                        if self.held_bytes > self.limits.bodies_bytes_max:
-                            raise self.busy(f"requests of {self.held_bytes} bytes are in work")
+                        if not fits:
+                            raise self.busy(f"requests of {budget.total} bytes are in work")
                         chunks.append(chunk)
             except TimeoutError:
                 text = f"The request did not come in within {self.limits.body_s_max:g} s"
@@ -196,7 +228,7 @@ class Ingest:
             chunks.clear()
             yield body
         finally:
-            self.held_bytes -= size
+            budget.give(holder, size)
 
     async def take(self, request: Sent, key: keys.Key) -> Acknowledged:
         """Store a request. Raises Problem, StoreUnavailable."""
@@ -503,6 +535,16 @@ INLINE_BYTES_MAX = 65_536
 """A body up to here is read where we are; above, in a thread, so that it does not hold up others."""
 
 
+async def _opened_of(
+    ingest: Ingest, encoding: str, shown: "Shown | None", body: bytes
+) -> tuple[UUID | None, list[Frame], Signature | None]:
+    inline = len(body) <= INLINE_BYTES_MAX and encoding == "identity"
+    arguments = (body, encoding, ingest.limits, shown)
+    opened = _opened(*arguments) if inline else await asyncio.to_thread(_opened, *arguments)
+    ingest.counts.bytes += len(body)
+    return opened
+
+
 @post(
     "/v1/batches",
     status_code=200,
@@ -525,13 +567,18 @@ async def post_batches(request: Request[Any, Any, Any], state: State) -> Acknowl
         raise Problem(415, f"Content-Encoding {encoding[:40]!r} is not known here; use zstd or none", code="encoding")
     offset_us = _clock_offset_us(request)
     version, status = _note(request, "linewarden-version", VERSION_CHARS_MAX), _status(request)
+    opening = partial(_opened_of, ingest, encoding, shown)
     try:
-        async with ingest.body(request) as body, ingest.slot():
-            inline = len(body) <= INLINE_BYTES_MAX and encoding == "identity"
-            opened = (body, encoding, ingest.limits, shown)
-            agent_id, frames, signature = _opened(*opened) if inline else await asyncio.to_thread(_opened, *opened)
-            ingest.counts.bytes += len(body)
-            return await ingest.take(Sent(agent_id, frames, version, offset_us, status, signature), caller.key)
+        if shown is None or shown.proven:
+            async with ingest.body(request, caller.account, proven=True) as body, ingest.slot():
+                agent_id, frames, signature = await opening(body)
+                return await ingest.take(Sent(agent_id, frames, version, offset_us, status, signature), caller.key)
+        async with ingest.body(request, network_of(caller.address), proven=False) as body:
+            async with ingest.doubtful():
+                agent_id, frames, signature = await opening(body)
+            prove(request.scope["state"], caller.account)
+            async with ingest.slot():
+                return await ingest.take(Sent(agent_id, frames, version, offset_us, status, signature), caller.key)
     except Problem as problem:
         if problem.code in ("signature", "unsigned", "agent"):
             refuse(request, caller.who, problem)

@@ -1,4 +1,4 @@
-"""How often somebody may ask: a token bucket each, refilled at a rate, in bounded memory.
+"""How often and how much somebody may ask at once: a token bucket each, refilled at a rate; an account of bytes; a turn. In bounded memory.
 
 What is forgotten where there are too many is the bucket that was not used for longest. It would be full again soon anyway, so that
 forgetting it lets little through.
@@ -78,6 +78,32 @@ class Rates:
         for name in names:
             self.take(name)
         return 0.0
+
+
+class Budget:
+    """Bytes in work: `total_max` of all, `each_max` of one name. One request of a name alone is bounded by its own maximum only."""
+
+    def __init__(self, total_max: int, each_max: int) -> None:
+        self._total_max = total_max
+        self._each_max = each_max
+        self._held: dict[str, int] = {}
+        self.total = 0
+
+    def take(self, name: str, size: int) -> bool:
+        """Count `size` bytes of `name`; False, and still counted, where that is too much: `give` them back then too."""
+        held = self._held.get(name, 0) + size
+        self._held[name] = held
+        self.total += size
+        return held <= self._each_max and self.total <= self._total_max
+
+    def give(self, name: str, size: int) -> None:
+        """They are worked off."""
+        self.total -= size
+        held = self._held.get(name, 0) - size
+        if held > 0:
+            self._held[name] = held
+        else:
+            self._held.pop(name, None)
 
 
 class Known:

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from collector.store.database import StoreMisconfigured, StoreUnavailable
+from collector.store.database import StoreMisconfigured, StoreUnavailable, TooManyReads
 
 _log = logging.getLogger("linewarden.collector")
 
@@ -64,6 +64,12 @@ def of_misconfigured(_: Request[Any, Any, Any], error: StoreMisconfigured) -> Re
     return _answer(Problem(503, str(error), code="store", headers={"Retry-After": "30"}))
 
 
+def of_reads(_: Request[Any, Any, Any], error: TooManyReads) -> Response[bytes]:
+    """One key or user asks for too much at once: others have their turn."""
+    text = f"{error}; come again later, or ask for less at once"
+    return _answer(Problem(429, text, code="rate", headers={"Retry-After": str(RETRY_AFTER_S)}))
+
+
 def of_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """The framework's: not found, method not allowed, a parameter that does not fit."""
     members: dict[str, Any] = {}
@@ -93,6 +99,7 @@ HANDLERS: dict[type[Exception] | int, Any] = {
     Problem: of_problem,
     StoreUnavailable: of_store,
     StoreMisconfigured: of_misconfigured,
+    TooManyReads: of_reads,
     HTTPException: of_http,
     RecursionError: of_deep,
     Exception: of_defect,

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,7 +45,7 @@ from collector.store.stream import BadCursor, Cursor, Item, Position, Snapshot
 from collector.vault import Vault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from collector.store.database import Connection
 
@@ -62,6 +62,8 @@ LOOK_S = 5.0
 """So often the right of a client to read is looked at again."""
 CLIENTS_MAX = 1_000
 """More at once are refused, 503."""
+OWNER_CLIENTS_MAX = 20
+"""Of one key or user; more are refused, 429."""
 MESSAGE_EVENTS_MAX = 500
 QUEUE_EVENTS_MAX = 20_000
 QUEUE_BYTES_MAX = 16 * 1024 * 1024
@@ -173,6 +175,7 @@ class Hub:
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
         self._vault = vault
+        self._owners: Counter[str] = Counter()
         self._clients: set[Client] = set()
         self._joining: set[Client] = set()
         self._home = 0
@@ -346,6 +349,20 @@ class Hub:
                 self._home = await stream.home_of(connection)
         return self._home
 
+    @contextlib.contextmanager
+    def share(self, owner: str) -> "Iterator[None]":
+        """Count a stream of a key or user, from its first read on. Raises Problem where they have too many."""
+        if self._owners[owner] >= OWNER_CLIENTS_MAX:
+            detail = f"{OWNER_CLIENTS_MAX} streams of {owner} are open here; close one, or come again later"
+            raise Problem(429, detail, code="rate", headers={"Retry-After": "10"})
+        self._owners[owner] += 1
+        try:
+            yield
+        finally:
+            self._owners[owner] -= 1
+            if not self._owners[owner]:
+                del self._owners[owner]
+
     def enter(self, client: Client) -> None:
         """Take a client. Raises Problem."""
         if self._stopping or self.clients >= CLIENTS_MAX:
@@ -420,9 +437,17 @@ def _parts(items: list[Item]) -> list[list[Item]]:
 
 
 async def follow(
+    hub: Hub, wanted: Filter, after: str | None, still_allowed: "Callable[[], Any]", owner: str
+) -> "AsyncGenerator[tuple[str, bytes], None]":
+    """Messages of a client of `owner` with their cursors, until it has to end. Raises Problem before the first one."""
+    with hub.share(owner):
+        async for pair in _followed(hub, wanted, after, still_allowed):
+            yield pair
+
+
+async def _followed(
     hub: Hub, wanted: Filter, after: str | None, still_allowed: "Callable[[], Any]"
 ) -> "AsyncGenerator[tuple[str, bytes], None]":
-    """Messages of a client with their cursors, until it has to end. Raises Problem before the first one."""
     try:
         cursor = stream.decode_cursor(after, await hub.home()) if after else None
     except BadCursor as error:
@@ -536,7 +561,8 @@ async def _send(socket: WebSocket[Any, Any, Any], hub: Hub, wanted: Filter, afte
     handler = socket.route_handler
     code, reason = 1012, "the stream has ended; come again with the cursor"
     try:
-        async with contextlib.aclosing(follow(hub, wanted, after, lambda: access.still(socket, handler))) as messages:
+        following = follow(hub, wanted, after, lambda: access.still(socket, handler), socket.auth.account)
+        async with contextlib.aclosing(following) as messages:
             async for _, body in messages:
                 await socket.send_data(body, mode="text", encoding="utf-8")
     except Problem as problem:
@@ -570,7 +596,7 @@ async def stream_sse(request: Request[Any, Any, Any], state: State, wanted: Filt
     if wanted.personal:
         await personal.read(request, state, 0, live=True)
     start = request.headers.get("last-event-id") or after
-    messages = follow(hub, wanted, start, lambda: access.still(request, request.route_handler))
+    messages = follow(hub, wanted, start, lambda: access.still(request, request.route_handler), request.auth.account)
     # The first one before the answer begins, so that what is wrong with the request is told by its status.
     first = await anext(messages)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -14,6 +14,11 @@ A *run* is frames of one stream, in the order of the request, each of which name
 fixes them all, by their chain: signing the ends of runs signs every batch. The frame after a gap names the last *lost* batch instead, so a
 gap ends its run, and is signed by it.
 
+The head of a request is signed too (`head_text`), so that the collector knows the sender before it takes the body:
+
+    linewarden request 1
+    agent, key, sent, status, body                  as above
+
 A key speaks for itself when it is enrolled or takes the place of another (`enrolment_text`, `rotation_text`). The first line of each text
 says what it is for, so that no signature can be taken for another. Signatures are Ed25519 (RFC 8032), 64 bytes.
 """
@@ -27,11 +32,13 @@ if TYPE_CHECKING:
     from agent.wire.batch import Header
 
 HEADER = "Linewarden-Signature"
+HEAD = "Linewarden-Head"
 SIGNATURE_BYTES = 64
 PUBLIC_KEY_BYTES = 32
 TEXT_BYTES_MAX = 16 * 1024 * 1024
 """A request of 65,536 runs has 10 MB of text; more is refused before it is read."""
 _BATCHES = "linewarden batches 1"
+_REQUEST = "linewarden request 1"
 _ENROLMENT = "linewarden enrolment 1"
 _ROTATION = "linewarden rotation 1"
 
@@ -125,6 +132,19 @@ def read_text(text: bytes) -> Signed:
     return Signed(head[1], head[2], int(head[3]), head[4], head[5], tuple(runs))
 
 
+def head_text(*, agent: str, key: str, sent_us: int, status_sha256: str, body_sha256: str) -> bytes:
+    """Return the text that is signed over the head of a request of batches."""
+    lines = [
+        _REQUEST,
+        f"agent {agent}",
+        f"key {key}",
+        f"sent {sent_us}",
+        f"status {status_sha256}",
+        f"body {body_sha256}",
+    ]
+    return _lines(lines)
+
+
 def enrolment_text(*, agent: str, public_key: bytes, token: str, url: str, sent_us: int) -> bytes:
     """What a new key signs to show that its private half is there. `token`: SHA-256 of the token's secret, hex; `url`: the collector's."""
     lines = [_ENROLMENT, f"agent {agent}", f"key {public_key.hex()}", f"token {token}", f"url {url}", f"sent {sent_us}"]
@@ -158,6 +178,24 @@ def read_header(value: str) -> tuple[str, bytes]:
     if found is None:
         raise MalformedSignature(
             f"the header {HEADER} is not a version, a key and a signature: 1 KEY SIGNATURE, in hex"
+        )
+    return found[1], bytes.fromhex(found[2])
+
+
+def write_head(body_sha256: str, signature: bytes) -> str:
+    """Return the header that signs a request's head: version, SHA-256 of the body, signature."""
+    return f"1 {body_sha256} {signature.hex()}"
+
+
+_HEAD_VALUE = re.compile(r"1 ([0-9a-f]{64}) ([0-9a-f]{128})")
+
+
+def read_head(value: str) -> tuple[str, bytes]:
+    """Return SHA-256 of the body, and signature, of a request's head. Raises MalformedSignature."""
+    found = _HEAD_VALUE.fullmatch(value)
+    if found is None:
+        raise MalformedSignature(
+            f"the header {HEAD} is not a version, a hash and a signature: 1 SHA256 SIGNATURE, in hex"
         )
     return found[1], bytes.fromhex(found[2])
 
