@@ -170,6 +170,7 @@ def same_origin(connection: Connection) -> None:
 
 async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
     """The one guard of the application: sets `connection.scope["auth"]` to the Caller, or refuses. Refusals are recorded."""
+    _as_written(connection)
     access = handler.opt.get("access")
     if access == PUBLIC:
         return
@@ -182,6 +183,13 @@ async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
         read_for(caller.account)
     if (known := handler.opt.get("known")) is not None:
         only(connection, known)
+
+
+def _as_written(connection: Connection) -> None:
+    """Raises Problem where a UUID in the path is written otherwise than we write it: 32 digits without groups are one too."""
+    segments = connection.scope["path"].split("/")
+    if any(isinstance(value, UUID) and str(value) not in segments for value in connection.path_params.values()):
+        raise Problem(404, "a UUID in the path is written in lower case and with its hyphens", code="path")
 
 
 def only(connection: Connection, known: frozenset[str]) -> None:

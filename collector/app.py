@@ -38,6 +38,7 @@ from collector import (
     notification,
     oidc,
     passwords,
+    paths,
     problems,
     proof,
     query,
@@ -382,6 +383,7 @@ def build(settings: Settings) -> Litestar:
         debug=False,
     )
     description.complete(app)
+    app.asgi_handler = paths.only_normal(app.asgi_handler)
     return app
 
 
