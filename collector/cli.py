@@ -361,6 +361,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
         address_unproven_max=listening.address_connections_max,
         proxies=settings.access.trusted_proxies,
     )
+    app.state["connections"] = admission
     deadlines = Deadlines(head_s_max=listening.head_s_max, body_s_max=listening.body_s_max)
     server = Server(_uvicorn(settings, app), admission, deadlines, app)
     # uvicorn raises the signal that stopped it once more when it is done: being asked to stop is no failure.

@@ -66,7 +66,7 @@ class Server(_Section):
     body_s_max: Annotated[float, Field(gt=0, le=3_600)] = 60.0
     shutdown_s_max: Annotated[int, Field(ge=1, le=600)] = 20
     connections_max: Annotated[int, Field(ge=16, le=65_000)] = 4_096
-    address_connections_max: Annotated[int, Field(ge=4, le=65_000)] = 64
+    address_connections_max: Annotated[int, Field(ge=4, le=65_000)] = 256
     head_s_max: Annotated[float, Field(gt=0, le=600)] = 10.0
 
     @property

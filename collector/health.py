@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from collector.access import PUBLIC
 from collector.background import TaskHealth, reasons
+from collector.http_admission import Admission
 from collector.ingest import Ingest
 from collector.store.database import Database, StoreMisconfigured, StoreUnavailable
 from collector.store.partitions import Partitions
@@ -135,7 +136,9 @@ async def metrics(request: Request[Any, Any, Any], state: State) -> Response[str
     figures: Figures = state.figures
     families = await figures.families(ready=state.condition.ready)
     told = (line for family in families for line in _metric(*family))
-    text = "".join(f"{line}\n" for line in [*_lines(ingest, state.condition), *_stream_lines(hub), *told])
+    connections: Admission | None = state.get("connections")
+    doors = _connection_lines(connections) if connections is not None else ()
+    text = "".join(f"{line}\n" for line in [*_lines(ingest, state.condition), *_stream_lines(hub), *doors, *told])
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -207,6 +210,20 @@ def _stream_lines(hub: Hub) -> Iterable[str]:
         "Events that could not be shown and were passed over",
         [("", hub.counts.unread)],
     )
+
+
+_CONNECTIONS = ("accepted", "refused", "evicted", "handshake", "stalled", "slow", "header", "target", "http", "descriptors")
+
+
+def _connection_lines(connections: Admission) -> Iterable[str]:
+    yield from _metric("connections", "gauge", "Open connections", [("", len(connections))])
+    yield from _metric(
+        "connections_unproven", "gauge", "Open connections that have shown no credential", [("", connections.unproven)]
+    )
+    counts = connections.counts
+    outcomes = [(f'{{outcome="{name}"}}', counts[name]) for name in sorted({*_CONNECTIONS, *counts})]
+    meaning = "Connections, and requests refused before the application, by what became of them"
+    yield from _metric("connections_total", "counter", meaning, outcomes)
 
 
 @get("/", opt={"access": PUBLIC}, include_in_schema=False, media_type="text/html")

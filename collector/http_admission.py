@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
-ADDRESS_UNPROVEN_MAX = 64
+ADDRESS_UNPROVEN_MAX = 256
 SHARE = 4
 """One owner, and all unproven connections together, get at most the fourth part of all connections."""
 CONNECTION = "linewarden.connection"

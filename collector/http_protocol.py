@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -85,6 +85,26 @@ class _Written:
         return bool(left) and now - self._since > s_max
 
 
+class _Transport:
+    """A transport to which nothing is written once it is closing.
+
+    uvloop raises there, and a client that resets its connection at the right moment would make a traceback of every answer.
+    """
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, data: bytes) -> None:
+        """Write, where that is still possible."""
+        if not self._inner.is_closing():
+            self._inner.write(data)
+
+
 class BoundedHttp(HttpToolsProtocol):
     """See the module."""
 
@@ -115,7 +135,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The connection is there, unless it had to give way before."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Transport(transport)))
         self._made = True
         self._slot.held = self
         if self._cut:
@@ -221,10 +241,14 @@ class BoundedHttp(HttpToolsProtocol):
     # ── what is held ──
 
     def cut(self) -> None:
-        """Close at once."""
+        """Close at once, and let the application know: what it still writes goes nowhere."""
         self._cut = True
-        if self._made:
-            self.transport.abort()
+        if not self._made:
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.abort()
 
     def look(self, now: float) -> None:
         """Close if a deadline has passed."""
@@ -299,7 +323,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.cycle.message_event.set()
         if started or self.pipeline or (self._in_body and not answering):
             # Part of an answer is sent, or all of it: a second one would be taken for that of another request.
-            self.transport.abort()
+            self.cut()
             return
         self.transport.write(problem_bytes(refusal.status, refusal.code, refusal.detail))
         self.flow.resume_reading()
@@ -307,12 +331,12 @@ class BoundedHttp(HttpToolsProtocol):
             if self.transport.can_write_eof():
                 self.transport.write_eof()
         # Read on for a moment: closing on unread bytes resets the connection, and the answer is lost with it.
-        self.loop.call_later(LINGER_S, self.transport.abort)
+        self.loop.call_later(LINGER_S, self.cut)
 
     def _drain(self, size: int) -> None:
         self._drained += size
         if self._drained > DRAIN_BYTES_MAX and not self._ticket.proven:
-            self.transport.abort()
+            self.cut()
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol):
@@ -354,11 +378,14 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def _fail(self, reason: str) -> None:
         if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
             self.conn.fail(1008, reason)
+            self.close_sent = True
             self.transport.write(b"".join(self.conn.data_to_send()))
         self.transport.close()
 
     def cut(self) -> None:
-        """Close at once."""
+        """Close at once, and let the application know: what it still writes goes nowhere."""
+        self.disconnected = True
+        self.writable.set()
         self.transport.abort()
 
     def look(self, now: float) -> None:

@@ -37,12 +37,13 @@ CONNECTIONS_MIN = 64
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A peer that is gone without a word is noticed after two minutes."""
-_NOISE = ("Invalid HTTP request received.", "Unsupported upgrade request.", '%s - "WebSocket ')
+_NOISE = ("Invalid HTTP request received.", "Unsupported upgrade request.")
+"""What any client can cause by the thousand is counted in `Admission.counts`, and is no line of log."""
 _BUSY = problem_bytes(503, "busy", "too many connections are open; come again")
 
 
-def quiet(record: logging.LogRecord) -> bool:
-    """Whether a line of uvicorn is worth a line of log: what any client can cause by the thousand is counted instead."""
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log says something that a client cannot cause at will."""
     return not str(record.msg).startswith(_NOISE)
 
 
@@ -191,7 +192,9 @@ class BoundedServer(uvicorn.Server):
         self.admission = admission
         self._deadlines = deadlines
         self._looking: asyncio.TimerHandle | None = None
-        logging.getLogger("uvicorn.error").addFilter(quiet)
+        log = logging.getLogger("uvicorn.error")
+        log.setLevel(logging.WARNING)  # below that, a line for each WebSocket that is refused
+        log.addFilter(is_worth_a_line)
 
     def protocol(self, slot: Slot) -> BoundedHttp:
         """Return the protocol of a new connection."""
@@ -218,6 +221,7 @@ class BoundedServer(uvicorn.Server):
         self.servers = [Listener(sock, self) for sock in listening]  # type: ignore[misc]
         self._look()
         self.started = True
+        _log.info("listening on %s:%d", self.config.host, self.config.port)
 
     def _look(self) -> None:
         self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
