@@ -156,7 +156,13 @@ class Daemon:
     def _begin_source(self, name: str, source: Source, report: Report) -> None:
         # A source that answers requests (the intake) does so at the local endpoint; until it runs it answers that it does not.
         self._mounts.put(name, getattr(source, "routes", dict)())
+        getattr(source, "reserve", lambda _: None)(self._programs)
         self._pipeline.start(name, self.settings.sources[name].kind, source, report)
+
+    def _programs(self) -> frozenset[str]:
+        """The programs that have a key, at whichever intake."""
+        found = (getattr(each.config, "programs", ()) for each in self.settings.sources.values())
+        return frozenset(name for names in found for name in names)
 
     def _begin(self, name: str, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
         task = asyncio.create_task(self._keep(name, work), name=name)

@@ -6,8 +6,12 @@ What a client can do at the most, whoever it is:
     body                   the route's own bound     413, then closed
     one request            request_s_max             408 while it is being sent, 503 while it is being answered, then closed
     between two requests   idle_s_max                closed
-    connections            connections_max           the one that is idle for longest gives way; if all are busy: 503, closed
+    connections            connections_max           one that waits for its client gives way: of the user or address that has most
+                                                     connections the one that is idle for longest, else the oldest request that is
+                                                     not whole; if all are being answered: 503, closed
+    requests of programs   connections_max less RESERVE, and SHARE of that for one user    503: health is always answered
     answer not taken       request_s_max             cut off
+    descriptors            the process's limit       as connections; one line of log a minute (listening.py)
 
 A web page that somebody has open on this computer must not reach it either: names other than this computer's are refused (a page can
 make its own name point here), and so is whatever a browser posts.
@@ -20,6 +24,7 @@ import os
 import socket
 import stat
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +39,8 @@ import h11
 import msgspec
 
 from agent.component import ConfigError
+from agent.health_peer import peer_of
+from agent.listening import Listener, tcp_sockets
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +53,10 @@ SOCKET_MODE = 0o660
 LINGER_S_MAX = 1.0
 """What a refused client still sends is read so long, so that the answer reaches it before the connection is reset."""
 LINGER_BYTES_MAX = 1_048_576
+RESERVE = 8
+"""One connection in so many is kept from what is mounted: from programs that wait for the disk."""
+SHARE = 0.75
+"""Of the others one user may have so much at once."""
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of no time: closing resets the connection."""
@@ -203,10 +214,12 @@ class HttpServer:
         self._mounts = mounts or Mounts()
         self._access = access or SocketAccess()
         self._key = key
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Listener] = []
         self._sockets: list[tuple[Path, int]] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._turned_away: set[asyncio.Task[None]] = set()
+        self._programs: set[_Connection] = set()
+        """Those whose request is being answered by what is mounted."""
 
     def add(self, method: str, path: str, route: Route) -> None:
         """Answer `method` at `path`. GET answers HEAD too."""
@@ -233,18 +246,19 @@ class HttpServer:
             if address.path:
                 sock, inode = _unix_socket(Path(address.path), self._access)
                 self._sockets.append((Path(address.path), inode))
-                server = await asyncio.start_unix_server(self._serve, sock=sock, limit=READ_BYTES, backlog=BACKLOG)
+                self._servers.append(Listener(sock, self._protocol, self._make_room))
                 self.bound.append(address)
             else:
-                server = await asyncio.start_server(
-                    self._serve, address.host, address.port, limit=READ_BYTES, backlog=BACKLOG
-                )
-                self.bound += [Address(*each.getsockname()[:2]) for each in server.sockets]
+                for sock in await asyncio.to_thread(tcp_sockets, address.host, address.port, BACKLOG):
+                    self._servers.append(Listener(sock, self._protocol, self._make_room))
+                    self.bound.append(Address(*sock.getsockname()[:2]))
         except OSError as error:
             reason = error.strerror or str(error)
             remedy = "Is another agent running? Otherwise choose another address, or end what listens there (ss -ltnp)."
             raise ConfigError(f"cannot listen on {address}: {reason}", key=self._key, remedy=remedy) from None
-        self._servers.append(server)
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(READ_BYTES), self._serve)
 
     async def close(self) -> None:
         """Listen no more; requests under way may end, for CLOSE_S_MAX."""
@@ -295,19 +309,41 @@ class HttpServer:
             await connection.turn_away()
 
     def _make_room(self) -> bool:
-        idle = [(each.idle_since, task) for task, each in self._connections.items() if each.idle]
-        if not idle:
+        """Close a connection that waits for its client, of the peer that has most. Whether there was one."""
+        waiting = [(each, task) for task, each in self._connections.items() if each.waits_for_client()]
+        if not waiting:
             return False
-        task = min(idle, key=lambda pair: pair[0])[1]
+        peers = Counter(each.peer() for each in self._connections.values())
+        most = max(peers[each.peer()] for each, _ in waiting)
+        _, task = min(
+            (pair for pair in waiting if peers[pair[0].peer()] == most),
+            key=lambda pair: (not pair[0].idle, pair[0].since),
+        )
         task.cancel()
         self._connections.pop(task)
         return True
+
+    def _take_turn(self, connection: "_Connection") -> None:
+        """Count a request of a program. Raises Refused where there are too many."""
+        places = self._limits.connections_max - self._limits.connections_max // RESERVE
+        if len(self._programs) >= places:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many requests are waiting", {"Retry-After": "1"}, taken=False
+            )
+        if len(self._programs) >= SHARE * places:
+            mine = sum(each.peer() == connection.peer() for each in self._programs)
+            if mine >= SHARE * places:
+                text = "too many requests of this user are waiting"
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": "1"}, taken=False)
+        self._programs.add(connection)
 
     async def _answer(self, connection: "_Connection", head: h11.Request) -> Response:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
         method, target = head.method.decode("latin-1"), head.target.decode("latin-1")
         try:
             route = self._route(method, _path(target), headers)
+            if _path(target) not in self._routes:
+                self._take_turn(connection)
             chunks = connection.body(route.body_bytes_max)
             request = Request(method, target, headers, chunks, is_local=connection.is_local())
             if int(headers.get("content-length", "0")) > route.body_bytes_max:
@@ -328,6 +364,8 @@ class HttpServer:
             log.exception("defect in %s %s", method, _path(target))
             text = "the agent has a defect here; its log says where"
             return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, text).response()
+        finally:
+            self._programs.discard(connection)
 
     def _route(self, method: str, path: str, headers: Mapping[str, str]) -> Route:
         host = headers.get("host", "")
@@ -411,7 +449,10 @@ class _Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
         self.idle = True
-        self.idle_since = asyncio.get_running_loop().time()
+        self.since = asyncio.get_running_loop().time()
+        """Since when it is idle, or its request began."""
+        self._has_body = False
+        self._peer = ""
         self._reader = reader
         self._writer = writer
         # Nothing is left to the kernel's patience: `drain` returns when all of the answer was taken.
@@ -425,6 +466,16 @@ class _Connection:
             while self._http.their_state is h11.SEND_BODY and isinstance(self._http.next_event(), h11.EndOfMessage):
                 pass
         return self._http.their_state is h11.DONE
+
+    def waits_for_client(self) -> bool:
+        """Whether it is idle, or the rest of its request is not here."""
+        states = (h11.IDLE, h11.SEND_BODY) if self._has_body else (h11.IDLE,)
+        return self.idle or self._http.their_state in states
+
+    def peer(self) -> str:
+        """The user or the address on the other side."""
+        self._peer = self._peer or peer_of(self._writer.get_extra_info("socket"))
+        return self._peer
 
     def is_local(self) -> bool:
         """Whether it came in by an address that only this computer reaches."""
@@ -461,14 +512,14 @@ class _Connection:
         """False where the client has gone or stays silent for too long."""
         if self._http.trailing_data[0]:
             return True
-        self.idle, self.idle_since = True, asyncio.get_running_loop().time()
+        self.idle, self.since = True, asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._limits.idle_s_max):
                 data = await self._reader.read(READ_BYTES)
         except TimeoutError:
             return False
         finally:
-            self.idle = False
+            self.idle, self.since = False, asyncio.get_running_loop().time()
         if data:
             self._http.receive_data(data)
         return bool(data)
@@ -482,6 +533,7 @@ class _Connection:
             if not isinstance(event, h11.Request):
                 return False
             head = event
+            self._has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in head.headers)
             response = await answer(self, head)
         except h11.RemoteProtocolError as error:
             response = Refused(error.error_status_hint, f"this is not HTTP/1.1 as it should be: {error}").response()
@@ -544,7 +596,7 @@ class _Connection:
 
     async def _end(self) -> None:
         """Close in order: say that no more comes, hear the rest for a moment, then go. May be cut short for somebody else."""
-        self.idle, self.idle_since = True, 0.0
+        self.idle, self.since = True, 0.0
         try:
             async with asyncio.timeout(LINGER_S_MAX):
                 if self._writer.can_write_eof():

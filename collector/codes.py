@@ -32,6 +32,8 @@ class Code(StrEnum):
     FILTER = "filter"
     FORKED = "forked"
     FRAME = "frame"
+    HEADER = "header"
+    HTTP = "http"
     INCIDENT = "incident"
     KEY = "key"
     KEY_ENDED = "key_ended"
@@ -62,7 +64,9 @@ class Code(StrEnum):
     OIDC_TOKEN = "oidc-token"  # noqa: S105 - a code, and no secret
     ORIGIN = "origin"
     PASSWORD = "password"  # noqa: S105
+    PATH = "path"
     PERSONAL = "personal"
+    PIPELINE = "pipeline"
     RATE = "rate"
     REVOKED = "revoked"
     ROLE = "role"
@@ -77,6 +81,7 @@ class Code(StrEnum):
     SUPPRESSION = "suppression"
     TAKEN = "taken"
     TEXT = "text"
+    TARGET = "target"
     TOKEN = "token"  # noqa: S105
     TOKEN_AGENT = "token_agent"  # noqa: S105
     TOKEN_USED = "token_used"  # noqa: S105
@@ -118,6 +123,8 @@ _WORDS: dict[Code, str] = {
     Code.FILTER: "an unknown or invalid parameter",
     Code.FORKED: "another batch is stored under this number",
     Code.FRAME: "the stored frame is damaged",
+    Code.HEADER: "the head of the request is larger than the limit",
+    Code.HTTP: "the bytes are no request of HTTP/1.1",
     Code.INCIDENT: "no such incident in the caller's scope",
     Code.KEY: "the API key is missing, unknown, expired or revoked",
     Code.KEY_ENDED: "another key has taken the place of this one",
@@ -148,7 +155,9 @@ _WORDS: dict[Code, str] = {
     Code.OIDC_TOKEN: "the ID token cannot be believed",
     Code.ORIGIN: "the request comes from a page of another origin",
     Code.PASSWORD: "the name or the password is wrong, or the user is disabled",
+    Code.PATH: "the path is not spelled as it is served",
     Code.PERSONAL: "the role may not see personal data",
+    Code.PIPELINE: "too many requests are sent ahead of their answers",
     Code.RATE: "too many requests",
     Code.REVOKED: "the key was revoked",
     Code.ROLE: "the role may not do this",
@@ -163,6 +172,7 @@ _WORDS: dict[Code, str] = {
     Code.SUPPRESSION: "no such suppression, or it has ended",
     Code.TAKEN: "the name is taken",
     Code.TEXT: "a text that cannot be stored",
+    Code.TARGET: "the target of the request is longer than the limit",
     Code.TOKEN: "the token is not known, expired or revoked",
     Code.TOKEN_AGENT: "the token is for another agent",
     Code.TOKEN_USED: "the token was used by another agent",

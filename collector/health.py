@@ -212,7 +212,18 @@ def _stream_lines(hub: Hub) -> Iterable[str]:
     )
 
 
-_CONNECTIONS = ("accepted", "refused", "evicted", "handshake", "stalled", "slow", "header", "target", "http", "descriptors")
+_CONNECTIONS = (
+    "accepted",
+    "refused",
+    "evicted",
+    "handshake",
+    "stalled",
+    "slow",
+    "header",
+    "target",
+    "http",
+    "descriptors",
+)
 
 
 def _connection_lines(connections: Admission) -> Iterable[str]:

@@ -61,7 +61,7 @@ class Deadlines:
 class _Refusal(Exception):
     """A request that ends before the application."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, code: str, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
@@ -162,14 +162,14 @@ class BoundedHttp(HttpToolsProtocol):
         if not self._in_body and self._turns == turns:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX:
-                self._refuse(_Refusal(431, "header", f"the request's head has more than {HEAD_BYTES_MAX} bytes"))
+                self._refuse(_Refusal("header", 431, f"the request's head has more than {HEAD_BYTES_MAX} bytes"))
                 return
         self._note_phase()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         if len(self.pipeline) >= PIPELINE_MAX:
-            raise self._stop(_Refusal(400, "pipeline", f"more than {PIPELINE_MAX} requests are sent ahead"))
+            raise self._stop(_Refusal("pipeline", 400, f"more than {PIPELINE_MAX} requests are sent ahead"))
         self._head_parts = self._header_count = 0
         self._head_begun = True
         super().on_message_begin()
@@ -179,16 +179,16 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_url(url)
         self._head_parts += len(url)
         if len(self.url) > TARGET_BYTES_MAX:
-            raise self._stop(_Refusal(414, "target", f"the request's target has more than {TARGET_BYTES_MAX} bytes"))
+            raise self._stop(_Refusal("target", 414, f"the request's target has more than {TARGET_BYTES_MAX} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer, which nobody here reads."""
         self._head_parts += len(name) + len(value) + 4
         self._header_count += 1
         if self._header_count > HEADERS_MAX:
-            raise self._stop(_Refusal(431, "header", f"the request has more than {HEADERS_MAX} headers"))
+            raise self._stop(_Refusal("header", 431, f"the request has more than {HEADERS_MAX} headers"))
         if self._head_parts > HEAD_BYTES_MAX:
-            raise self._stop(_Refusal(431, "header", f"the request's head has more than {HEAD_BYTES_MAX} bytes"))
+            raise self._stop(_Refusal("header", 431, f"the request's head has more than {HEAD_BYTES_MAX} bytes"))
         if not self._in_body:
             super().on_header(name, value)
 
@@ -196,7 +196,7 @@ class BoundedHttp(HttpToolsProtocol):
         """The head is whole: what follows is a body, or the next request."""
         if not self.url.startswith(b"/") or b"#" in self.url:
             text = "the request's target is not a path: a request to this collector begins with /"
-            raise self._stop(_Refusal(404, "path", text))
+            raise self._stop(_Refusal("path", 404, text))
         self._heads += 1
         self._turns += 1
         self._head_bytes = 0
@@ -236,7 +236,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, or was refused by a bound, with a problem."""
-        self._refuse(self._refusal or _Refusal(400, "http", msg))
+        self._refuse(self._refusal or _Refusal("http", 400, msg))
 
     # ── what is held ──
 
@@ -274,7 +274,7 @@ class BoundedHttp(HttpToolsProtocol):
         if now - self._since <= s_max:
             return
         if self._head_begun or self._head_bytes:
-            self._refuse(_Refusal(408, "slow", f"the request's head was not there within {s_max:g} s"))
+            self._refuse(_Refusal("slow", 408, f"the request's head was not there within {s_max:g} s"))
         else:
             self.transport.close()
 
@@ -289,7 +289,7 @@ class BoundedHttp(HttpToolsProtocol):
         if not self._ticket.proven:
             body_s = DRAIN_S if answered else min(body_s, UNPROVEN_BODY_S)
         if now - self._since > body_s or now - self._moved > STALL_S:
-            self._refuse(_Refusal(408, "slow", f"the request's body did not arrive: {now - self._since:.0f} s"))
+            self._refuse(_Refusal("slow", 408, f"the request's body did not arrive: {now - self._since:.0f} s"))
 
     def _note_phase(self) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete

@@ -122,7 +122,7 @@ class Listener:
         for _ in range(ACCEPT_MAX):
             try:
                 sock, address = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if error.errno in _NO_ROOM:

@@ -15,6 +15,7 @@ from agent.health import (
     HandlerStatus,
     HealthConfig,
     HealthServer,
+    Mounts,
     SourceStatus,
     Status,
     SyncStatus,
@@ -164,6 +165,7 @@ def served(
     config: HealthConfig | None = None,
     status: Callable[[], Awaitable[Status]] | None = None,
     prepare: Callable[[HealthServer], None] = lambda _: None,
+    mounts: Mounts | None = None,
 ) -> Iterator[Served]:
     """An endpoint on a free port."""
 
@@ -171,7 +173,9 @@ def served(
         return example_status()
 
     loop, checks = Loop(), [Check("buffer", detail="stores")]
-    server = HealthServer(config or HealthConfig(listen="127.0.0.1:0"), status or example, lambda: checks)
+    server = HealthServer(
+        config or HealthConfig(listen="127.0.0.1:0"), status or example, lambda: checks, mounts=mounts
+    )
     prepare(server)
     running = Served(server, loop, checks, [])
     try:

@@ -35,12 +35,12 @@ import re
 import time
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import annotated_types
 import msgspec
@@ -399,12 +399,17 @@ class IntakeSource:
         self._report = report
         self._reader = Reader(name, zone_of(config.time_zone), config.message_is_personal)
         self._programs = Programs(config.programs, report)
+        self._reserved: Callable[[], Container[Any]] = frozenset
         self._queue: Queue | None = None
         self._keys = Keys()
         self._pending: dict[str, Post] = {}
         self._arriving_bytes = 0
         self._refusals = 0
         self._refusals_since_s = float("-inf")
+
+    def reserve(self, names: Callable[[], Container[Any]]) -> None:
+        """Keep the names of programs that have a key at any intake of this agent from posters that show none."""
+        self._reserved = names
 
     def routes(self) -> dict[tuple[str, str], Route]:
         """What is answered at the local endpoint: nothing, where it has a socket of its own."""
@@ -491,7 +496,7 @@ class IntakeSource:
             return known, True
         post = known
         if post is None:
-            events = self._reader.events(body, lines=lines, program=program)
+            events = self._reader.events(body, lines=lines, program=program, reserved=self._reserved())
             if not events:
                 return 0, False
             post = Post(events, len(body), key, print_)

@@ -11,7 +11,7 @@ the same request again without anything arriving twice. Two kinds of objects are
 """
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -173,8 +173,13 @@ class Reader:
             JsonConfig(message_is_personal=self.message_is_personal), Context(self.source, zone=self.zone)
         )
 
-    def events(self, body: bytes, *, lines: bool, program: str = "") -> list[Event]:
-        """The events of a body, `program` beside each. Raises Refused: 400, 413, 422."""
+    def events(
+        self, body: bytes, *, lines: bool, program: str = "", reserved: Container[Any] = frozenset()
+    ) -> list[Event]:
+        """The events of a body, `program` beside each. Raises Refused: 400, 413, 422.
+
+        Without a program, one of the `reserved` names that the body gives itself goes to `data.program_claimed`.
+        """
         found, alone = objects_of(body, lines=lines)
         if len(found) > EVENTS_MAX:
             text = f"{len(found)} events in one request; send at most {EVENTS_MAX}"
@@ -192,6 +197,8 @@ class Reader:
             if event is not None:
                 if program:
                     event.data["program"] = program
+                elif isinstance(claimed := event.data.get("program"), str) and claimed in reserved:
+                    event.data["program_claimed"] = event.data.pop("program")
                 events.append(event)
         judged.refuse()
         return events

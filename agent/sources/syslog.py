@@ -28,10 +28,12 @@ from urllib.parse import urlsplit
 import annotated_types
 
 from agent.component import ConfigError, Cursor, NotConnected, Report, now_us
+from agent.listening import Listener, tcp_sockets
 from agent.parsers.base import Context, Lines, ip_of, zone_of
 from agent.parsers.syslog import SyslogConfig, SyslogParser
 from agent.wire.event import Event
 
+BACKLOG = 100
 QUEUE_MESSAGES_MAX = 20_000
 QUEUE_BYTES_MAX = 16 * 1024 * 1024
 BATCH_MESSAGES = 2_000
@@ -431,17 +433,13 @@ class SyslogSource:
                 self.addresses.append((address.scheme, bound.getsockname()))
                 return
             tls = tls_of(self._config) if address.scheme == "tls" else None
-            server = await loop.create_server(
-                lambda: Stream(self, queue, address.scheme),
-                address.host,
-                address.port,
-                ssl=tls,
-                ssl_handshake_timeout=10 if tls else None,
-            )
+            sockets = await asyncio.to_thread(tcp_sockets, address.host, address.port, BACKLOG)
         except OSError as error:
             raise self._refusal(url, error) from None
-        self.addresses.append((address.scheme, server.sockets[0].getsockname()))
-        stack.callback(server.close)
+        for sock in sockets:
+            listener = Listener(sock, lambda: Stream(self, queue, address.scheme), _no_room, tls)
+            stack.callback(listener.close)
+            self.addresses.append((address.scheme, sock.getsockname()))
         stack.callback(self._hang_up)
 
     @staticmethod
@@ -510,6 +508,10 @@ class SyslogSource:
         self._report.count("dropped", events)
         at = now_us()
         return Event(at, at, "collection.gap", self._name, message=reason, data={"reason": reason, "events": events})
+
+
+def _no_room() -> None:
+    """A device that sends is not closed for one that wants to: it waits in the kernel."""
 
 
 def _drops_of(inode: int, table: str) -> int:

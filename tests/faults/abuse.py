@@ -20,8 +20,14 @@ GET = b"GET /v1/events?limit=5 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer lw_a
 POST = (
     b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nAuthorization: Bearer lw_abcdefgh_none\r\n\r\nhello"
 )
-SIGN_IN = b'POST /v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 36\r\n\r\n{"name":"admin","password":"guess"} '
-UPGRADE = b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+SIGN_IN = (
+    b"POST /v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 35\r\n\r\n"
+    b'{"name":"admin","password":"guess"}'
+)
+UPGRADE = (
+    b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+)
 
 
 class Client:

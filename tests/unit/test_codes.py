@@ -14,7 +14,7 @@ from collector.enrol_signature import Forgeries, _event
 from collector.problems import Problem
 
 COLLECTOR = Path(problems.__file__).parent
-CARRIES_CODE = {"Problem", "Refused", "identity.Refused"}
+CARRIES_CODE = {"Problem", "Refused", "identity.Refused", "_Refusal"}
 """What is raised with a code: as the argument `code`, or as the first one."""
 HANDED_ON = {"error.code", "refused.code", "self._failed.code", "problem.code"}
 """What hands a code on that was raised with a literal elsewhere."""

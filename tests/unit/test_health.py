@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import os
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.component import ConfigError
-from agent.health import Check, HealthConfig, HealthServer, Request, Response, Route, Status, parse_address
+from agent.health import Check, HealthConfig, HealthServer, Mounts, Request, Response, Route, Status, parse_address
 from agent.health_http import HEADER_BYTES_MAX
+from agent.health_peer import peer_of
 from tests.served import Served, served
 
 SHORT = HealthConfig(listen="127.0.0.1:0", request_s_max=0.3, idle_s_max=0.3, connections_max=4)
@@ -279,6 +282,104 @@ def test_when_all_connections_are_busy_one_more_is_answered_503() -> None:
         assert answer.headers["retry-after"] == "5"
         assert {client.answer().json()["detail"] for client in busy} == {"it took longer than 1 s"}
         assert running.client().get("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /hea",
+        b"GET /healthz HTTP/1.1\r\n",
+        b"POST /post HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n[",
+    ],
+)
+def test_requests_that_are_not_whole_give_way_to_one_that_is(begun: bytes) -> None:
+    async def take(request: Request) -> Response:
+        return Response(200, await request.body())
+
+    def prepare(server: HealthServer) -> None:
+        server.add("POST", "/post", Route(take, body_bytes_max=1_000))
+
+    with served(HealthConfig(listen="127.0.0.1:0", connections_max=8), prepare=prepare) as running:
+        for _ in range(40):
+            with suppress(ConnectionError):
+                running.client().send(begun)
+        began = time.monotonic()
+        assert running.client().get("/healthz").status == 200
+        # Long before any deadline of theirs, which is ten seconds.
+        assert time.monotonic() - began < 5
+
+
+def test_programs_that_wait_leave_room_for_health_and_one_user_leaves_room_for_others() -> None:
+    begun, ended = threading.Semaphore(0), asyncio.Event()
+
+    async def slow(_: Request) -> Response:
+        begun.release()
+        await ended.wait()
+        return Response(200)
+
+    mounts = Mounts()
+    mounts.put("apps", {("POST", "/v1/events"): Route(slow)})
+    config = HealthConfig(listen="127.0.0.1:0", connections_max=16)
+    with served(config, mounts=mounts) as running:
+        clients = [running.client() for _ in range(12)]
+        statuses = []
+        for number, client in enumerate(clients):
+            client.send(b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if number < 11:
+                assert begun.acquire(timeout=10)
+            else:
+                statuses.append(client.answer().status)
+        assert statuses == [503]
+        assert running.client().get("/healthz").status == 200
+        running.loop.do(_set(ended))
+        assert {client.answer().status for client in clients[:11]} == {200}
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
+def test_at_the_limit_of_descriptors_there_is_one_line_of_log_and_service_afterwards(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with served() as running, ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket()) for _ in range(20)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # All that are open stay open; there is no room for one more.
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            for client in clients:
+                client.connect(running.address)
+                client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            time.sleep(1.2)  # in which the server tries again, twice
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for client in clients:
+            client.settimeout(10)
+            assert client.recv(12) == b"HTTP/1.1 200"
+        lines = [record for record in caplog.records if "no connection can be accepted" in record.getMessage()]
+        assert len(lines) == 1
+        assert not running.loop.complaints
+        assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp6", "unix"])
+def test_a_local_connection_is_known_by_its_user(tmp_path: Path, kind: str) -> None:
+    family = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6, "unix": socket.AF_UNIX}[kind]
+    where = {"tcp": ("127.0.0.1", 0), "tcp6": ("::1", 0), "unix": str(tmp_path / "s")}[kind]
+    with socket.socket(family) as door, socket.socket(family) as client:
+        try:
+            door.bind(where)
+        except OSError:
+            pytest.skip(f"no {kind} here")
+        door.listen()
+        client.connect(door.getsockname())
+        there, _ = door.accept()
+        with there:
+            assert peer_of(there) == f"user {os.getuid()}"
 
 
 def test_a_crowd_at_the_door_is_cut_without_a_word() -> None:

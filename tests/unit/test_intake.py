@@ -580,6 +580,20 @@ async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch)
 # ── who may ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def test_a_program_without_a_key_takes_no_name_of_one_that_has_one() -> None:
+    async with station() as apps:
+        apps.source.reserve(lambda: frozenset({"mes"}))
+        claims = [{"type": "a", "data": {"program": "mes"}}, {"level": "info", "program": "mes"}]
+        others = [{"type": "a", "data": {"program": "hmi"}}, {"type": "a", "data": {"program": ["mes"]}}, {"type": "a"}]
+        posted = apps.post(claims + others)
+        await apps.until_waiting(1)
+        events = await apps.taken()
+        assert [event.data.get("program_claimed") for event in events] == ["mes", "mes", None, None, None]
+        assert [event.data.get("program") for event in events] == [None, None, "hmi", ["mes"], None]
+        await apps.committed()
+        assert (await posted).status == 202
+
+
 async def test_each_program_has_its_key_and_its_name_stands_beside_its_events(tmp_path: Path) -> None:
     (tmp_path / "mes").write_text(f"{KEY}\n")
     hashed = Program(key_sha256="5d5e6b5f2a0a" + "0" * 52)
