@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -369,7 +370,7 @@ def test_at_the_limit_of_descriptors_there_is_one_line_of_log_and_service_afterw
 @pytest.mark.parametrize("kind", ["tcp", "tcp6", "unix"])
 def test_a_local_connection_is_known_by_its_user(tmp_path: Path, kind: str) -> None:
     family = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6, "unix": socket.AF_UNIX}[kind]
-    where = {"tcp": ("127.0.0.1", 0), "tcp6": ("::1", 0), "unix": str(tmp_path / "s")}[kind]
+    where: Any = {"tcp": ("127.0.0.1", 0), "tcp6": ("::1", 0), "unix": str(tmp_path / "s")}[kind]
     with socket.socket(family) as door, socket.socket(family) as client:
         try:
             door.bind(where)
