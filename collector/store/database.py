@@ -3,12 +3,13 @@
 `Database` is one pool, as a command has it. `Pools` are those of the server, so that no kind of work waits for another:
 
     ingest       batches of agents
-    admission    credentials, sign-in, enrolment, the audit of refusals: short statements that everything else waits for
+    admission    credentials: short statements that everything else waits for
+    entrance     what is asked without a credential, as sign-in and enrolment: anybody can ask for much of it
     reading      queries of keys and users, on account of each: READS_MAX at once, then READS_WAITING_MAX wait, for READ_WAIT_S at most
     background   everything that goes on beside requests
     health       one connection, for readiness alone
 
-A handler gets `Pools.requests`: `reading` for a request that the guard put on its caller's account (`read_for`), `admission` for others.
+A handler gets `Pools.requests`: `reading` for a request that the guard put on its caller's account (`read_for`), `entrance` for others.
 
 Whatever the caller cannot mend by asking otherwise (the server is away, stops, is full, has failed over to a standby, lets nobody in)
 comes out as `StoreUnavailable`. The caller answers "later"; the agent keeps its batches and asks again. A commit whose answer
@@ -39,6 +40,7 @@ COMMAND_S_MAX = 120.0
 STATEMENT_S_MAX = 60
 """A statement of a reader: the server itself ends it then, also where the one who asked has gone."""
 ADMISSION_SIZE = 4
+ENTRANCE_SIZE = 4
 BACKGROUND_SIZE = 12
 READS_MAX = 4
 """Requests of one key or user that read at once; at most half of the pool."""
@@ -276,7 +278,7 @@ class Requests(Database):
         """A connection of the pool that goes with the request."""
         reader = _READER.get()
         if reader is None:
-            async with self._pools.admission.connection() as connection:
+            async with self._pools.entrance.connection() as connection:
                 yield connection
             return
         async with self._turns.turn(reader), self._pools.reading.connection() as connection:
@@ -311,6 +313,7 @@ class Pools:
         self.dsn = dsn
         self.ingest = pool(size)
         self.admission = pool(ADMISSION_SIZE, size_min=1)
+        self.entrance = pool(ENTRANCE_SIZE)
         self.reading = pool(size, statement_s_max=STATEMENT_S_MAX)
         self.background = pool(BACKGROUND_SIZE)
         self.health = pool(1, size_min=1)
@@ -319,7 +322,7 @@ class Pools:
     @property
     def all(self) -> "tuple[Database, ...]":
         """Every pool."""
-        return self.ingest, self.admission, self.reading, self.background, self.health
+        return self.ingest, self.admission, self.entrance, self.reading, self.background, self.health
 
     async def open(self) -> None:
         """Connect. Raises StoreUnavailable, StoreMisconfigured; then none is open."""
