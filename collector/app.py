@@ -309,6 +309,7 @@ def build(settings: Settings) -> Litestar:
     pools = Pools(
         settings.database.address,
         size=settings.database.pool_size,
+        ingest_max=settings.server.concurrent_max,
         synchronous_commit=settings.database.synchronous_commit,
     )
     database = pools.background

@@ -112,7 +112,10 @@ class Server(_Section):
 
 
 class DatabaseSettings(_Section):
-    """Where PostgreSQL is. Give `dsn`, or `dsn_file` where it holds a password."""
+    """Where PostgreSQL is. Give `dsn`, or `dsn_file` where it holds a password.
+
+    pool_size  connections for batches (no more than server.concurrent_max); readers get half as many, and twelve more are for the rest
+    """
 
     dsn: str | None = None
     dsn_file: Path | None = None

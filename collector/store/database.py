@@ -39,9 +39,9 @@ COMMAND_S_MAX = 120.0
 """A statement that runs longer is cancelled, so that a lost server does not hold a request for ever."""
 STATEMENT_S_MAX = 60
 """A statement of a reader: the server itself ends it then, also where the one who asked has gone."""
-ADMISSION_SIZE = 4
-ENTRANCE_SIZE = 4
-BACKGROUND_SIZE = 12
+ADMISSION_SIZE = 3
+ENTRANCE_SIZE = 2
+BACKGROUND_SIZE = 6
 READS_MAX = 4
 """Requests of one key or user that read at once; at most half of the pool."""
 READS_WAITING_MAX = 32
@@ -298,9 +298,9 @@ class Requests(Database):
 
 
 class Pools:
-    """All of them. `size`: of those for ingest and for reading, each."""
+    """All of them. `size`: of that for ingest, which needs no more than `ingest_max`; reading gets half of it."""
 
-    def __init__(self, dsn: str, *, size: int, synchronous_commit: Durability) -> None:
+    def __init__(self, dsn: str, *, size: int, synchronous_commit: Durability, ingest_max: int | None = None) -> None:
         def pool(pool_size: int, *, size_min: int = 0, statement_s_max: float | None = None) -> Database:
             return Database(
                 dsn,
@@ -311,13 +311,14 @@ class Pools:
             )
 
         self.dsn = dsn
-        self.ingest = pool(size)
+        reading = max(2, size // 2)
+        self.ingest = pool(min(size, ingest_max or size))
         self.admission = pool(ADMISSION_SIZE, size_min=1)
         self.entrance = pool(ENTRANCE_SIZE)
-        self.reading = pool(size, statement_s_max=STATEMENT_S_MAX)
+        self.reading = pool(reading, statement_s_max=STATEMENT_S_MAX)
         self.background = pool(BACKGROUND_SIZE)
         self.health = pool(1, size_min=1)
-        self.requests = Requests(self, Turns(max(1, min(READS_MAX, size // 2))))
+        self.requests = Requests(self, Turns(max(1, min(READS_MAX, (reading + 1) // 2))))
 
     @property
     def all(self) -> "tuple[Database, ...]":
