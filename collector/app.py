@@ -304,14 +304,19 @@ async def _check_migrated(dsn: str) -> None:
         await connection.close()
 
 
+def _pools(settings: Settings) -> Pools:
+    database = settings.database
+    return Pools(
+        database.address,
+        size=database.pool_size,
+        ingest_max=settings.server.concurrent_max,
+        synchronous_commit=database.synchronous_commit,
+    )
+
+
 def build(settings: Settings) -> Litestar:
     """The application, cold."""
-    pools = Pools(
-        settings.database.address,
-        size=settings.database.pool_size,
-        ingest_max=settings.server.concurrent_max,
-        synchronous_commit=settings.database.synchronous_commit,
-    )
+    pools = _pools(settings)
     database = pools.background
     condition = Condition()
     vault = Vault()
