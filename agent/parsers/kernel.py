@@ -16,7 +16,7 @@ from agent.parsers.base import Found, Reader, Rule, first_of, ip_of
 _SINCE_BOOT = re.compile(r"\[ *\d+\.\d+\] ?")
 _CRASHED = first_of(
     Rule(r"(?P<target>.{1,16}?)\[(?P<killed_pid>\d+)\]: segfault at [\da-f]+ ip [\da-f]+", "application.error", "program crashed", "failure"),
-    Rule(r"(?:traps: )?(?P<target>.{1,16}?)\[(?P<killed_pid>\d+)\] (?:general protection|trap [\w ]+) ip:", "application.error", "program crashed", "failure"),
+    Rule(r"(?:traps: )?(?P<target>.{1,16}?)\[(?P<killed_pid>\d+)\] (?:general protection(?: fault)?|trap [\w ]+) ip:", "application.error", "program crashed", "failure"),
     Rule(r"(?P<target>.{1,16}?)\[(?P<killed_pid>\d+)\]: segfault at", "application.error", "program crashed", "failure"),
     Rule(r"(?P<target>.{1,16}?) invoked oom-killer", "system.kernel", "process asked for memory that is not there", severity=3),
     Rule(r"(?:Memory cgroup out of memory|Out of memory)(?: \(\w+\))?: Kill(?:ed)? process (?P<killed_pid>\d+) \((?P<target>[^)]*)\)", "system.memory.exhausted", "process killed for want of memory", "failure"),

@@ -78,11 +78,11 @@ _LOGIND = by_first_word(
         "System": (Rule(r"System is (?P<action>rebooting|powering down|halting)", "system.shutdown", "the computer stops"),),
         "Power": (Rule(r"Power key pressed", "system", "power key pressed", severity=2),),
         "Powering": (Rule(r"Powering [Oo]ff", "system.shutdown", "the computer stops"),),
-        "Rebooting": (Rule(r"Rebooting", "system.shutdown", "the computer stops"),),
+        "Rebooting...": (Rule(r"Rebooting", "system.shutdown", "the computer stops"),),
         "Reboot": (Rule(r"Reboot key pressed", "system", "reboot key pressed", severity=2),),
         "Lid": (Rule(r"Lid (?:closed|opened)", "system", "lid moved"),),
         "Watching": (Rule(r"Watching system buttons on ", "system", "buttons are watched"),),
-        "Suspending": (Rule(r"Suspending", "system", "the computer sleeps"),),
+        "Suspending...": (Rule(r"Suspending", "system", "the computer sleeps"),),
     },
     pam,
 )  # fmt: skip

@@ -139,7 +139,7 @@ _CREDENTIALS = _verdict(
 
 _LOCKED = (
     Rule(r"Consecutive login failures for user (?P<actor>.*) account temporarily locked", "authentication.lockout", "account locked after refused sign-ins", "failure"),
-    Rule(r"[uU]ser (?P<actor>.+) (?:\(\d+\) )?has time_left=", "authentication.lockout", "account locked after refused sign-ins", "failure"),
+    Rule(r"[uU]ser (?P<actor>.+?) (?:\(\d+\) )?has time_left=", "authentication.lockout", "account locked after refused sign-ins", "failure"),
     Rule(r"user (?P<actor>.+) \(\d+\) tally \d+, deny \d+", "authentication.lockout", "account locked after refused sign-ins", "failure"),
 )  # fmt: skip
 _DENIED = (
@@ -148,7 +148,6 @@ _DENIED = (
     Rule(r"Access denied (?:to|for) [`'](?P<actor>[^`']*)' (?:for|to) [`'](?P<target_user>[^`']*)'", "access.denied", "user may not become another", "failure"),
     Rule(r"Access granted to [`'](?P<actor>[^`']*)' for [`'](?P<target_user>[^`']*)'", "access", "user may become another", "success"),
     Rule(r"[aA]ccess denied(?: for user (?P<actor>[^:]+?))?(?:: (?P<reason>.*))?$", "access.denied", "account may not be used", "failure"),
-    Rule(r"Access denied for user (?P<actor>[^:]+)", "access.denied", "account may not be used", "failure"),
     Rule(r"[rR]oot login denied", "access.denied", "root may not sign in", "failure"),
 )  # fmt: skip
 _CHANGED = (
@@ -190,7 +189,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "user": (
         *_LOCKED,
         Rule(r"user \"(?P<target_user>.*)\" does not exist in ", "account.password.changed", "password of an unknown user not changed", "failure"),
-        Rule(r"user (?P<target_user>\S+) .*\blocked\b", "authentication.lockout", "account locked after refused sign-ins", "failure"),
+        Rule(r"user (?P<target_user>\S+) .*\bb?locked\b", "authentication.lockout", "account locked after refused sign-ins", "failure"),
     ),
     "access": _DENIED,
     "Access": _DENIED,

@@ -242,8 +242,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         Rule(r"subsystem request for (?P<subsystem>.+) failed, subsystem not found$", "access", "subsystem is not there", "failure", 2),
         Rule(r"subsystem request for (?P<subsystem>.+) by user (?P<actor>.+)$", "access", "subsystem asked for"),
         Rule(r"subsystem request for (?P<subsystem>\S+)$", "access", "subsystem asked for"),
-        Rule(r"subsystem: cannot stat ", "access", "subsystem is not there", "failure", 2),
     ),
+    "subsystem:": (Rule(r"subsystem: cannot stat ", "access", "subsystem is not there", "failure", 2),),
     "Timeout": (
         Rule(r"Timeout before authentication for connection from (?P<src>\S+) to \S+, pid = \d+$", "network.connection", "no sign-in in time", "failure"),
         Rule(rf"Timeout before authentication for {_USER}{_AT}$", "network.connection", "no sign-in in time", "failure"),

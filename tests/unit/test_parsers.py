@@ -269,6 +269,38 @@ def test_winston_lines_with_colour_splat_and_nested_meta() -> None:
     assert event.data["person"] == {"order.email": "a@b", "splat": ["anna", 3]}
 
 
+def test_winston_for_logstash_keeps_level_and_names_in_its_fields() -> None:
+    record = {
+        "@fields": {"correlationId": "o-1", "ip": "192.0.2.8", "level": "warn", "user": "anna", "stack": ["Error: x", "  at y"]},
+        "@message": "recipe missing",
+        "@timestamp": "2026-03-01T10:00:00.000Z",
+        "@source_host": "st1",
+    }  # fmt: skip
+    (event,) = read("winston", json.dumps(record))
+    assert (event.severity, event.correlation_id, event.src_ip, event.actor) == (2, "o-1", "192.0.2.8", "anna")
+    assert (event.time, event.raw, event.data["stack"]) == (at(2026, 3, 1, 10), "recipe missing", "Error: x\n  at y")
+
+
+@pytest.mark.parametrize(
+    ("stack", "kept"),
+    [
+        ("Error: x\n at y", "Error: x\n at y"),
+        (["Error: x", "  at y"], "Error: x\n  at y"),
+        ([{"line": 7}, "y"], '{"line":7}\ny'),
+        ({"line": 7}, {"line": 7}),
+    ],
+)
+def test_a_stack_is_kept_whatever_its_form(stack: Any, kept: Any) -> None:
+    (event,) = read("winston", json.dumps({"level": "error", "message": "m", "stack": stack}))
+    assert (event.type, event.data["stack"]) == ("application.error", kept)
+
+
+def test_the_time_of_an_exception_that_winston_caught_is_read() -> None:
+    line = '{"date":"Sun Mar 01 2026 11:00:00 GMT+0100 (Central European Standard Time)","level":"error","message":"uncaughtException: x"}'
+    (event,) = read("winston", line)
+    assert event.time == at(2026, 3, 1, 10)
+
+
 def test_half_an_emoji_does_not_cost_a_json_line_its_level() -> None:
     """A program cut a text in the middle of a pair of surrogates: JavaScript writes it, and no text can hold it."""
     (event,) = read("winston", r'{"level":"error","message":"cut \ud83d","whole":"\ud83d\ude00","path":"C:\\ud800"}')
