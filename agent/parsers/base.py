@@ -208,7 +208,7 @@ class Clock:
             return None
         if isinstance(value, int | float):
             return self.number(value) if value == value and value > 0 else None  # noqa: PLR0124  # NaN
-        if not isinstance(value, str) or len(value) > 64:  # noqa: PLR2004  # no time is longer
+        if not isinstance(value, str) or len(value) > 96:  # noqa: PLR2004  # no time is longer
             return None
         text = value.strip()
         us = self.iso(text) if text[4:5] == "-" else None
