@@ -62,7 +62,7 @@ from collector.ingest import DOUBTFUL_MAX, Ingest, post_batches
 from collector.legal import held, leave
 from collector.notify import notify, watchdog_s
 from collector.oidc_provider import Provider
-from collector.store import migrate, partitions, readers, rollups, users
+from collector.store import migrate, partitions, readers, rollups, states, users
 from collector.store.database import (
     Pools,
     StoreMisconfigured,
@@ -70,6 +70,7 @@ from collector.store.database import (
     connect,
     first_line,
     is_unavailable,
+    translated,
 )
 from collector.vault import Vault
 
@@ -290,9 +291,21 @@ async def migrate_at(dsn: str) -> list[str]:
     """Bring the tables up to date; names of what was run. Raises StoreUnavailable, StoreMisconfigured."""
     connection = await connect(dsn)
     try:
-        return await migrate.migrate(connection)
+        ran = await migrate.migrate(connection)
+        if ran and not ran[0].startswith("0001_"):
+            await _baseline(connection)
+        return ran
     finally:
         await connection.close()
+
+
+async def _baseline(connection: Any) -> None:
+    """Record once what keys, users and the like are, where that was not recorded yet: `verify` holds them to it from then on."""
+    with translated():
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", migrate.ADVISORY_LOCK)
+            for objects in await states.unrecorded(connection):
+                await audit.record(connection, audit.Who.system(), "audit.baseline", objects=objects)
 
 
 async def _check_migrated(dsn: str) -> None:

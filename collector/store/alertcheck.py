@@ -93,11 +93,14 @@ async def cleared(connection: "Anyone", identities: "Sequence[str]") -> set[str]
     return {row[0] for row in rows}
 
 
+# Alerts from before the history held where they stand, and of which nothing was done since, have nothing to be held against.
 _STANDING = f"""
 SELECT a.alert_id FROM alerts a LEFT JOIN LATERAL (
     SELECT h.data->>'standing' AS standing FROM alert_history h WHERE h.alert_id = a.alert_id AND h.data ? 'standing'
     ORDER BY h.history_id DESC LIMIT 1
-) h ON true WHERE h.standing IS DISTINCT FROM {STANDING_SQL} ORDER BY 1 LIMIT {FOUND_MAX}
+) h ON true WHERE h.standing IS DISTINCT FROM {STANDING_SQL}
+    AND NOT (h.standing IS NULL AND a.opened < (SELECT applied FROM schema_migrations WHERE name LIKE '%_verify_runs.sql'))
+ORDER BY 1 LIMIT {FOUND_MAX}
 """
 # The greatest severity is only known where every event is still there.
 _CONTENT = f"""

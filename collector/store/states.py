@@ -157,6 +157,14 @@ async def recorded(connection: "Anyone") -> dict[str, dict[str, Recorded]]:
     return found
 
 
+async def unrecorded(connection: "Anyone") -> list[list[Named]]:
+    """Return all objects, in pieces that fit a record, of a database from before records held what they left; nothing otherwise."""
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_log WHERE data ? 'state')"):
+        return []
+    every: list[Named] = [(kind, name) for kind in OBJECTS for name in await now(connection, kind)]
+    return [every[at : at + CARRIED_AT_ONCE] for at in range(0, len(every), CARRIED_AT_ONCE)]
+
+
 async def leaving(connection: "Anyone", last: int) -> "Sequence[dict[str, str]]":
     """Return what records up to `last` alone say of objects that are not gone, in pieces that fit a record: it has to stay known."""
     rows = [

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.simulator.postgres import Postgres
 from agent.wire.signature import key_id_of
-from collector import audit, enrol, subject
+from collector import app, audit, enrol, subject
 from collector.accounts import recorded_key
 from collector.alert_reader import AlertReader, AlertSettings
 from collector.alert_state import Action
@@ -352,3 +352,16 @@ async def test_a_sample_of_rows_says_that_it_is_one_and_finds_what_lies_in_it(fi
     assert report.sampled
     assert "a sample" in report.notes[0]
     assert not (await verify(filled, Wanted(processes=1, events_max=10_000))).sampled
+
+
+async def test_what_was_there_before_records_held_it_is_recorded_once_and_never_again(dsn: str) -> None:
+    await migrate_at(dsn)
+    made = f"INSERT INTO api_keys (prefix, hash, role) VALUES ($1, {NOBODY}, 'viewer')"
+    async with connected(dsn) as connection:
+        await connection.execute(made, "old")
+        assert [one.kind for one in await state_findings(connection)] == ["key.unrecorded"]
+        await app._baseline(connection)
+        assert await state_findings(connection) == []
+        await connection.execute(made, "evil")
+        await app._baseline(connection)
+        assert [one.kind for one in await state_findings(connection)] == ["key.unrecorded"]
