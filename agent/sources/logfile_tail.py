@@ -193,7 +193,7 @@ class Files:
         unknown: list[tuple[Id, str, os.stat_result]] = []
         for id_, (path, status) in listing.items():
             tail = self.tails.get(id_)
-            if tail is not None and not self._is_same(tail, path):
+            if tail is not None and not self._is_same(tail, path, status):
                 self.moves.leave(tail)
                 tail = None
             if tail is None:
@@ -226,9 +226,10 @@ class Files:
             if tail not in kin.setdefault(tail.family, []):
                 kin[tail.family].append(tail)
 
-    def _is_same(self, tail: Tail, path: str) -> bool:
+    def _is_same(self, tail: Tail, path: str, status: os.stat_result) -> bool:
         """Return whether the file of a tail's inode is the tail's: an open file keeps its inode, others are looked at."""
-        if tail.id in self._fds or (tail.verified and tail.path == path):
+        changed = is_archive(path) and status.st_mtime_ns != tail.mtime_ns
+        if tail.id in self._fds or (tail.verified and tail.path == path and not changed):
             return True
         try:
             fd = open_regular(path, follow=not self._is_below_wildcard(path))

@@ -102,6 +102,8 @@ class World:
         self.looked_at: set[tuple[int, int]] = set()
         """The live file at the last look: nobody can know how it ended."""
         self.seen: set[tuple[int, int]] = set()
+        self.copies: set[Path] = set()
+        """Nobody goes on writing to a copy."""
         self.cut_unseen = False
         """The live file was cut since the last look."""
         self.late_ones: set[tuple[int, int]] = set()
@@ -192,7 +194,11 @@ class World:
 
     def _delete(self, path: Path) -> None:
         lines = set(self._numbers(path))
-        if self._id(path) not in self.seen or (path == self.live and self.cut_unseen):
+        if (
+            self._id(path) in self.late_ones
+            or self._id(path) not in self.seen
+            or (path == self.live and self.cut_unseen)
+        ):
             self.unseen |= lines
         if lines - set(self.got) or self._id(path) in self.looked_at | self.late_ones:
             self.reasons["deleted"] += 1
@@ -226,6 +232,7 @@ class World:
             self._shift()
             target = self._name()
             self.live.rename(target)
+            self.copies.discard(target)
             self.rotated.insert(0, target)
         self.live.touch()
         if not self.habits.delay or len(self.rotated) > 1:
@@ -239,6 +246,7 @@ class World:
         self._shift()
         target = self._name()
         shutil.copy(self.live, target)
+        self.copies.add(target)
         self.rotated.insert(0, target)
         if rng.random() < 0.4:
             self.look(rng)
@@ -268,6 +276,9 @@ class World:
         packed = path.with_name(path.name + self.habits.suffix)
         packed.write_bytes(PACK[self.habits.suffix](path.read_bytes()))
         os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))
+        for ids in (self.looked_at, self.late_ones):
+            if self._id(path) in ids:
+                ids.add(self._id(packed))
         path.unlink()
         self.rotated[self.rotated.index(path)] = packed
 
@@ -311,7 +322,7 @@ class World:
 
     def late(self, _: random.Random) -> None:
         """A writer that was not told of the rotation."""
-        if self.rotated and self.rotated[0].suffix not in PACK and self.rotated[0].exists():
+        if self.rotated and self.rotated[0].suffix not in PACK and self.rotated[0] not in self.copies:
             self._append(self._line(), self.rotated[0])
             self.late_ones.add(self._id(self.rotated[0]))
 
