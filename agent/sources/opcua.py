@@ -336,6 +336,8 @@ class OpcUaSource:
         await self._compare_clocks(connection)
         self._transferred = False
         self._look_s = time.monotonic() + LOOK_S
+        # What an earlier subscription was told is over with it.
+        self._report.ok("subscription")
         nodes = {node.node: node for node in self._config.configured()}
         found, troubles = await browsed_nodes(connection, self._config.browse)
         for browse in self._config.browse:
@@ -408,7 +410,10 @@ class OpcUaSource:
                     0
                 ].StatusCode
             if not answer.is_good():
-                self._report.fault(f"{self._config.url} gives no events: it answers {answer.name}", "events")
+                text = (
+                    f"{self._config.url} gives no events: it answers {answer.name}; give a user who may read its events"
+                )
+                self._report.fault(text, "events")
                 await connection.link.delete_subscription(subscription.id)
                 return events
             self._report.ok("events")
@@ -485,7 +490,9 @@ class OpcUaSource:
         except ua.UaStatusCodeError as error:
             self._report.count("condition_refreshes_refused")
             self._report.fault(
-                f"alarms that are active already are unknown: the server answers {type(error).__name__}", "alarms"
+                f"alarms that are active already are unknown: the server answers ConditionRefresh with {type(error).__name__}; "
+                "later ones are reported",
+                "alarms",
             )
         else:
             self._report.ok("alarms")
@@ -643,6 +650,9 @@ class OpcUaSource:
             return
         if code in (ua.StatusCodes.BadTimeout, ua.StatusCodes.GoodSubscriptionTransferred):
             self._ended = SubscriptionLost(f"{self._config.url}: the server ended the subscription ({name})")
+            return
+        if notification.Status.is_good():
+            self._report.ok("subscription")
             return
         self._report.count("status_changes")
         self._report.fault(f"the server says of the subscription: {name}", "subscription")

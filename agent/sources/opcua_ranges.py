@@ -42,6 +42,8 @@ async def learn_ranges(connection: Connection, items: Iterable[Item], report: Re
             f"the server does not tell the ranges of its signals: {type(error).__name__}; give range", "ranges"
         )
         return
+    if wanted:
+        report.ok("ranges")
     for (item, _), value in zip(found, values, strict=True):
         low, high = getattr(value, "Low", None), getattr(value, "High", None)
         if usable_range(low, high):

@@ -130,15 +130,13 @@ def own_identity(certificate_file: Path, key_file: Path, *, repair: bool = False
     `repair`: the pair is the agent's own, in its state directory. One that does not match, which earlier versions could leave behind, is
     made good: no server can have accepted it. A pair that a person has put there is never touched.
     """
-    if not _usable(certificate_file, key_file):
-        try:
+    try:
+        if not _usable(certificate_file, key_file):
             with _only_writer(key_file.parent):
                 _make_or_repair(certificate_file, key_file, repair=repair)
-        except OSError as error:
-            remedy = "The agent makes its certificate there on first run: make the folder writable for it, or name another in state_dir."
-            raise ConfigError(
-                f"{error.filename}: {error.strerror}", key="client_certificate_file", remedy=remedy
-            ) from None
+    except OSError as error:
+        remedy = "The agent makes its certificate there on first run: make the folder writable for it, or name another in state_dir."
+        raise ConfigError(f"{error.filename}: {error.strerror}", key="client_certificate_file", remedy=remedy) from None
     certificate = read_certificate(certificate_file, "client_certificate_file")
     key = read_key(key_file, "client_key_file")
     check_pair(certificate, key, certificate_file, key_file, "client_key_file")

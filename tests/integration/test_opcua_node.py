@@ -250,13 +250,24 @@ async def test_deadbands_are_each_nodes_own_and_one_that_the_server_refuses_cost
     assert reader.report.trouble == {}
 
 
-async def test_alarms_are_read_though_it_cannot_refresh_them(server: NodeServer) -> None:
-    """It answers ConditionRefresh with BadInternalError: said, counted, and not fatal."""
+async def test_alarms_are_read_with_their_limits_though_it_cannot_refresh_them(server: NodeServer) -> None:
+    """It answers ConditionRefresh with BadInternalError, which is counted and not fatal. HighHigh and back are changes of one alarm."""
     async with Reader(settings(server.url, alarms=True, audit=True)) as reader:
         await reader.until(lambda: reader.values("Press.Cycles"))
         await server.say(count=3)
         await reader.until(lambda: reader.values("Press.Cycles")[-1] == 3)
+        await server.say(alarm="Oil.Level")
+        for value in (160, 190, 160, 100):
+            await server.say(set="Oil.Level", value=value)
+        await reader.until(lambda: reader.of_type("equipment.alarm.cleared"))
     assert reader.connections == 1
+    alarms = [(each.type, each.data.get("limit")) for each in reader.events if each.type.startswith("equipment.alarm.")]
+    assert alarms == [
+        ("equipment.alarm.raised", "High"),
+        ("equipment.alarm.changed", "HighHigh"),
+        ("equipment.alarm.changed", "High"),
+        ("equipment.alarm.cleared", None),
+    ]
     refused = reader.report.counts.get("condition_refreshes_refused", 0)
     assert bool(refused) == ("alarms" in reader.report.trouble)
 

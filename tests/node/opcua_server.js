@@ -1,5 +1,5 @@
 // A node-opcua server for the tests: a counter that grows by one, a hundred variables, small operation limits, audits, logins.
-//   node opcua_server.js PORT FOLDER      prints READY, then obeys JSON lines on stdin: {"count": 40}, {"set": "Oil.Temp", "value": 1.5}
+//   node opcua_server.js PORT FOLDER      prints READY, then obeys JSON lines on stdin: {"count": 40}, {"set": "Oil.Temp", "value": 1.5}, {"alarm": "Oil.Level"}
 "use strict";
 const readline = require("node:readline");
 const { OPCUAServer, OPCUACertificateManager, DataType, SecurityPolicy, StatusCodes, Variant } = require("node-opcua");
@@ -31,7 +31,9 @@ async function main() {
   await server.initialize();
   const space = server.engine.addressSpace;
   const namespace = space.registerNamespace("http://acme/press");
-  const cell = namespace.addObject({ organizedBy: space.rootFolder.objects, nodeId: "s=Cell", browseName: "Cell" });
+  const cell = namespace.addObject({
+    organizedBy: space.rootFolder.objects, nodeId: "s=Cell", browseName: "Cell", notifierOf: space.rootFolder.objects.server,
+  });
   const variables = new Map();
   const add = (name, dataType, value) => {
     const variable = namespace.addVariable({ componentOf: cell, nodeId: `s=${name}`, browseName: name, dataType, minimumSamplingInterval: 0 });
@@ -43,7 +45,7 @@ async function main() {
   add("Quality.Result", DataType.String, "ok");
   const level = namespace.addAnalogDataItem({
     componentOf: cell, nodeId: "s=Oil.Level", browseName: "Oil.Level", dataType: "Double", minimumSamplingInterval: 0,
-    engineeringUnitsRange: { low: 0, high: 200 },
+    engineeringUnitsRange: { low: 0, high: 200 }, eventSourceOf: cell,
   });
   level.setValueFromSource({ dataType: DataType.Double, value: 100 });
   variables.set("Oil.Level", [level, DataType.Double]);
@@ -54,7 +56,16 @@ async function main() {
     const [variable, dataType] = variables.get(name);
     variable.setValueFromSource(new Variant({ dataType, value }), StatusCodes.Good, new Date());
   };
+  const alarm = (name) => {
+    const [variable] = variables.get(name);
+    space.installAlarmsAndConditionsService();
+    namespace.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", {
+      componentOf: cell, browseName: `${name}.Alarm`, conditionName: `${name}.Alarm`, conditionSource: variable, inputNode: variable,
+      highLimit: 150, highHighLimit: 180, lowLimit: 50, lowLowLimit: 20,
+    });
+  };
   const obey = async (command) => {
+    if (command.alarm) alarm(command.alarm);
     if (command.set) set(command.set, command.value);
     for (let left = command.count || 0; left > 0; left--) {
       set("Press.Cycles", ++cycles);

@@ -227,6 +227,15 @@ def test_a_node_that_its_server_deletes_is_reported_once_with_its_return() -> No
     assert items.returned(1) == []
 
 
+def test_what_a_server_said_of_a_subscription_is_no_trouble_once_it_is_good_again() -> None:
+    report = Report()
+    source = OpcUaSource("cell", ConfigOpcUa(url=URL, nodes=("ns=2;s=x",)), report)
+    source._status_change(ua.StatusChangeNotification(Status=ua.StatusCode(ua.StatusCodes.BadResourceUnavailable)))
+    assert "BadResourceUnavailable" in report.trouble["subscription"]
+    source._status_change(ua.StatusChangeNotification(Status=ua.StatusCode(0)))
+    assert report.trouble == {}
+
+
 def test_handles_are_the_same_in_another_process_whatever_the_order_of_the_configuration() -> None:
     nodes = [ConfigNode(node=f"ns=2;s=n{number}") for number in range(500)]
     plans = []
