@@ -56,7 +56,7 @@ TYPES: dict[int, str] = {
     _SESSION: "authentication.session.opened",
     _CREATE_SESSION: "authentication.session.opened",
     2078: "authentication",
-    _URL_MISMATCH: "security",
+    _URL_MISMATCH: "authentication.session.opened",
     _CHANNEL: "security.channel.opened",
     2060: "security.channel.opened",
     2080: "security.certificate.invalid",

@@ -117,7 +117,7 @@ def test_a_mismatch_of_addresses_that_the_agent_causes_is_no_event_and_no_mismat
     assert taken(source, 2748, EndpointUrl=URL.upper().replace("OPC.TCP", "opc.tcp") + "/") == []
     assert source._report.counts == {"audits_of_own_address": 2}
     (other,) = taken(source, 2748, EndpointUrl="opc.tcp://elsewhere:4840")
-    assert (other.type, other.data["endpoint_url"]) == ("security", "opc.tcp://elsewhere:4840")
+    assert (other.type, other.data["endpoint_url"]) == ("authentication.session.opened", "opc.tcp://elsewhere:4840")
     (refused,) = taken(source, 2748, EndpointUrl="opc.tcp://elsewhere:4840", Status=False)
     assert refused.type == "authentication.session.rejected"
 
