@@ -229,6 +229,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "PAM": (Rule(r"PAM service\((?P<service>[^)]*)\) ignoring max retries; (?P<count>\d+) > (?P<limit>\d+)", "authentication.session.rejected", _TOO_MANY, "failure"),),
     "PAM:": (
         Rule(r"PAM: (?P<reason>Have exhausted maximum number of retries for service|[^:]*?) for (?P<invalid>illegal user |invalid user )?(?P<actor>.*) from (?P<src>\S+)(?: via \S+)?\s*$", "authentication.failure", SIGN_IN_REFUSED, "failure", voice="pam"),
+        Rule(r"PAM: pam_(?:acct_mgmt|open_session|setcred|authenticate)\(\): (?P<reason>[^:]*)$", "authentication", "PAM refused a step of the sign-in", severity=2),
         Rule(r"PAM: (?P<reason>[^:]*)$", "authentication", "answer of PAM"),
     ),
     "Server": (Rule(r"Server listening on (?P<address>\S+) port (?P<port>\d+)", "system.service.started", "sshd listens"),),
@@ -265,6 +266,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "session": (Rule(r"session opened for local user (?P<actor>\S+) from \[(?P<src>[^\]\s]+)\]$", "authentication", "file transfer begins"),),
     "Changed": (Rule(r"Changed root directory to ", "authentication", "session confined to a folder"),),
+    "userauth_hostbased": (Rule(r"userauth_hostbased mismatch: client sends \S+, but we resolve (?P<src>\S+) to ", "authentication", "name of the client is another", severity=2),),
     "Exiting": (Rule(r"Exiting on signal (?P<signal>\d+)", "system.service.stopped", "sshd stops"),),
     "Bind": (Rule(r"Bind to port (?P<port>\d+) on (?P<address>\S+) failed", "system.service.failed", "sshd cannot listen", "failure"),),
     "Cannot": (Rule(r"Cannot bind any address", "system.service.failed", "sshd cannot listen", "failure"),),

@@ -114,6 +114,8 @@ SSHD = [
     K("sshd", f"error: PAM: Authentication failure for ann from {IP}", FAIL, "failure", IP, "ann"),
     K("sshd", f"error: PAM: Have exhausted maximum number of retries for service for ann from {IP} via 10.0.0.1", FAIL, "failure", IP, "ann"),
     K("sshd", "error: PAM: Authentication failure", AUTH),
+    K("sshd", "error: PAM: pam_open_session(): Permission denied", AUTH),
+    K("sshd", f"userauth_hostbased mismatch: client sends h.example, but we resolve {IP} to x.example", AUTH, None, IP),
     K("sshd", f"PAM 2 more authentication failures; logname= uid=0 euid=0 tty=ssh ruser= rhost={IP}  user=ann", AUTH, None, IP, "ann"),
     K("sshd", "Server listening on 0.0.0.0 port 22.", "system.service.started"),
     K("sshd", f"Starting session: shell on pts/0 for ann from {IP} port 40 id 0", AUTH, None, IP, "ann"),
