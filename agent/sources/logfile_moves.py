@@ -429,22 +429,11 @@ class Moves:
         cut = bool(tail.state.get("cut"))
         if cut:
             self._gap(tail, _CUT, rest_recovered=self._is_covered(tail))
-        elif not (tail.is_fresh and self._is_compressed(tail)):
+        else:
             self._gap(tail, _LOST)
         self._changed.add(tail.family)
         tail.state.pop("cut", None)
         self._files.retire(tail)
-
-    def _is_compressed(self, tail: Tail) -> bool:
-        """Whether a file of which nothing was read, so that no content tells, is one of the unknown archives: rotation deletes the
-        oldest first, and an older file is still there.
-        """
-        since_ns = int(tail.state.get("mtime", 0))
-        known = {*self._files.tails, *(one.id for one in self._files.past.values())}
-        places = self._siblings(tail.family)
-        return any(one.status.st_mtime_ns < since_ns for one in places) and any(
-            is_archive(one.path) and one.status.st_mtime_ns >= since_ns and one.id not in known for one in places
-        )
 
     def _is_covered(self, tail: Tail) -> bool:
         """Whether a copy of all that was read is known."""
