@@ -158,6 +158,7 @@ _MACHINES = {
         "Somebody tries to sign in to a machine.",
         "Raise at_least where a client with an old password keeps on.",
         where="type == 'authentication.session.rejected'", by=["source"], at_least=3, within_s=300, cool_down_s=HOUR_S,
+        weight="data.count",
     ),
     "device_scan": _rule(
         "count", "device.scan", "high", "T0846",

@@ -39,6 +39,8 @@ from agent.handlers.base import (
 from agent.wire.event import Event
 
 _time = itemgetter(0)
+WEIGHT_MAX = 1_000_000
+"""An event of an episode stands for so many at the most."""
 DIGESTS_MAX = 1_024
 """The digests of so many values are at hand, then they are found anew."""
 
@@ -48,6 +50,7 @@ class ConfigCount(ConfigCommon):
     """At least `at_least` events that match `where`, of one key (`by`), within `within_s` seconds.
 
     distinct      count the different values of this field instead of the events
+    weight        field that says for how many an event stands, as data.count; 1 where it is missing or no whole number above 0
     late_s        how much later than the newest of its key, beyond the window, an event may come and still count
     cool_down_s   the key must be quiet for so long before it can raise an alert again; within_s where it is not given
     escalate      further alerts while the same episode goes on
@@ -56,6 +59,7 @@ class ConfigCount(ConfigCommon):
     at_least: Annotated[int, Ge(1), Le(100_000)]
     within_s: Annotated[float, Gt(0), Le(31_622_400)]
     distinct: str | None = None
+    weight: str | None = None
     late_s: Annotated[float, Ge(0), Le(86_400)] = 5.0
     cool_down_s: Annotated[float, Ge(0), Le(31_622_400)] | None = None
     escalate: tuple[ConfigEscalation, ...] = ()
@@ -64,6 +68,8 @@ class ConfigCount(ConfigCommon):
         check_common(self)
         if self.distinct is not None:
             check_field(self.distinct, "distinct")
+        if self.weight is not None:
+            check_field(self.weight, "weight")
         if any(step.at <= self.at_least for step in self.escalate):
             raise ValueError(f"escalate.at must lie above at_least ({self.at_least}): the first alert comes there")
 
@@ -100,6 +106,7 @@ class CountHandler(Keyed[Window]):
         self._cool_us = self._within_us if config.cool_down_s is None else seconds_us(config.cool_down_s)
         self._escalate = sorted(config.escalate, key=lambda step: step.at)
         self._distinct = where.field(config.distinct) if config.distinct else None
+        self._weight = where.field(config.weight) if config.weight else None
         super().__init__(name, config, Window, idle_us=max(self._keep_us, self._cool_us), protect=False)
         self._touch = self.table.touch
         self._digests: dict[str, bytes] = {}
@@ -136,6 +143,10 @@ class CountHandler(Keyed[Window]):
         """Count the event; the first of those that make up the burst, if there is one."""
         one = (event.time, event.source, event.type, event.correlation_id)
         seen, at_least = window.seen, self.config.at_least
+        if self._weight is not None:
+            # The event itself is added below, and stands for the last of them.
+            for _ in range(min(self._stands_for(event), at_least) - 1):
+                insort(seen, one, key=_time)
         if event.time >= window.newest or not seen:
             seen.append(one)
             window.newest = max(window.newest, event.time)
@@ -149,6 +160,11 @@ class CountHandler(Keyed[Window]):
             if seen[start + at_least - 1][0] - seen[start][0] <= self._within_us:
                 return Cause(*seen[start])
         return None
+
+    def _stands_for(self, event: Event) -> int:
+        """Return for how many the event stands."""
+        value = None if self._weight is None else self._weight(event)
+        return value if type(value) is int and value > 0 else 1
 
     def _digest(self, event: Event) -> bytes:
         """Stands for a value in the state: that of a user name is as long as any other, and no name."""
@@ -188,7 +204,7 @@ class CountHandler(Keyed[Window]):
     def _go_on(self, event: Event, key: Key, window: Window, now_us: int, alerts: list[Event]) -> None:
         """Part of an episode that was alerted: counted, and raised again only where it escalates."""
         if self._distinct is None:
-            window.total += 1
+            window.total += 1 if self._weight is None else min(self._stands_for(event), WEIGHT_MAX)
         elif event.time > window.newest - self._keep_us:
             self._add_value_again(event, window)
         if event.time > window.newest:  # noqa: PLR1730  (the path of every event of a flood: max() costs a call)

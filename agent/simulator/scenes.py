@@ -207,7 +207,10 @@ _MACHINES: Final = {
     ),
     "sessions_rejected": Scene(
         positive=_many("authentication.session.rejected", 9),
-        negatives={"sessions that are let in": _many("authentication.session.opened", 9)},
+        negatives={
+            "sessions that are let in": _many("authentication.session.opened", 9),
+            "two that a server counted": _many("authentication.session.rejected", 1, data={"count": 2}),
+        },
         below=_many("authentication.session.rejected", 3, every_s=200),
         at=_many("authentication.session.rejected", 3),
     ),

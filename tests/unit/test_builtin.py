@@ -167,6 +167,13 @@ def test_nine_days_of_the_simulated_line_raise_nothing() -> None:
     assert all(held[name].keys for name in ("frozen_signal", "sensor_drift", "equipment_health", "scrap_counters"))
 
 
+def test_sessions_that_a_server_counted_between_two_looks_are_as_many_refusals() -> None:
+    assert raised("sessions_rejected", [event("authentication.session.rejected", data={"count": 3})]) == 1
+    two = [event("authentication.session.rejected", n, data={"count": count}) for n, count in ((0, 2), (200, 1))]
+    assert raised("sessions_rejected", two) == 1
+    assert raised("sessions_rejected", [event("authentication.session.rejected", data={"count": 2})]) == 0
+
+
 def guessed(users: int, *templates: str) -> list[Event]:
     """What a log says of so many user names tried from one address, each with these lines."""
     lines = [

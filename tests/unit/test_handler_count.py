@@ -231,3 +231,13 @@ def test_alert_type_and_message_are_checked() -> None:
         ConfigRaises(type="authentication.burst")
     with pytest.raises(ValueError, match="No user is named"):
         ConfigRaises(type="alert.x", message="{actor} failed")
+
+
+@pytest.mark.parametrize(
+    ("weight", "raised"), [(None, 0), (0, 0), (-5, 0), ("7", 0), (2.5, 0), (True, 0), (2, 0), (3, 1), (10**30, 1)]
+)
+def test_event_stands_for_as_many_as_its_weight_says_if_that_is_a_whole_number(weight: Any, raised: int) -> None:
+    handler = CountHandler("c", config(weight="data.n"))
+    data = {} if weight is None else {"n": weight}
+    assert len(run(handler, [failure(0, data=data)])) == raised
+    assert len(run(handler, [failure(1, data=data), failure(2, data=data)])) == 1 - raised
