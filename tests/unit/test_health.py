@@ -301,14 +301,13 @@ def test_requests_that_are_not_whole_give_way_to_one_that_is(begun: bytes) -> No
     def prepare(server: HealthServer) -> None:
         server.add("POST", "/post", Route(take, body_bytes_max=1_000))
 
-    with served(HealthConfig(listen="127.0.0.1:0", connections_max=8), prepare=prepare) as running:
+    # Their own deadlines are far away: what makes room is the request that is whole.
+    config = HealthConfig(listen="127.0.0.1:0", connections_max=8, request_s_max=60, idle_s_max=60)
+    with served(config, prepare=prepare) as running:
         for _ in range(40):
             with suppress(ConnectionError):
                 running.client().send(begun)
-        began = time.monotonic()
         assert running.client().get("/healthz").status == 200
-        # Long before any deadline of theirs, which is ten seconds.
-        assert time.monotonic() - began < 5
 
 
 def test_programs_that_wait_leave_room_for_health_and_one_user_leaves_room_for_others() -> None:
