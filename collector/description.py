@@ -37,9 +37,11 @@ _MEANINGS = {
     405: "Not this method",
     409: "It contradicts what is there",
     413: "Too large",
+    414: "The address of the request is too long",
     415: "Of a kind that is not taken",
     422: "It cannot be taken",
     428: "Say which version you saw: version",
+    431: "The heads of the request are too long, or too many",
     429: "Too many requests; Retry-After says when to come again",
     500: "The collector has a defect",
     502: "The provider of sign-ins answered what cannot be used",
@@ -99,7 +101,7 @@ def _given(schema: Schema | Reference | None) -> Schema | Reference | None:
 
 def _complete(operation: Operation, opt: dict[str, Any], path: str, method: str) -> None:
     access = opt.get("access")
-    statuses = [400, 500]
+    statuses = [400, 414, 431, 500]
     if access == PUBLIC:
         operation.security = []
         # Beyond health there is a door of its own: a token, a signature, a password.

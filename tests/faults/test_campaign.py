@@ -30,7 +30,8 @@ class Campaign:
 
 SPOILS = {
     "a row deleted": "DELETE FROM security_events WHERE ctid = (SELECT ctid FROM security_events WHERE data ? 'pid' LIMIT 1)",
-    "a row doubled": "INSERT INTO security_events SELECT * FROM security_events WHERE data ? 'pid' LIMIT 1",
+    "a row doubled": "DROP INDEX security_events_once;"
+    " INSERT INTO security_events SELECT * FROM security_events WHERE data ? 'pid' LIMIT 1",
     "a frame changed": "UPDATE evidence SET frame = (SELECT frame FROM evidence WHERE batch_no = 2 LIMIT 1) WHERE batch_no = 1",
     "a batch deleted": "DELETE FROM evidence WHERE batch_no = 3 AND lane = 1",
 }

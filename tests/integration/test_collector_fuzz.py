@@ -33,7 +33,7 @@ CHECKS = [
 ]
 REFUSED = [*CHECKS[:-1], openapi.negative_data_rejection]
 """Of what does not fit the document."""
-URL_CHARS_MAX = 8_000
+URL_CHARS_MAX = 1_300
 LONG_EXAMPLES = int(os.environ.get("LINEWARDEN_FUZZ_EXAMPLES", "300"))
 
 
@@ -97,7 +97,7 @@ def _malformed(collector: Collector, examples: int) -> tuple[list[str], int]:
         @hypothesis.given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
         def one(case: Any) -> None:
             nonlocal sent
-            # A longer line is refused by the HTTP server, before there is anybody to answer in our form.
+            # A longer address (up to 12 bytes a character) is 414 whatever it holds; the checks do not take that for a refusal.
             hypothesis.assume(len(str(case.as_transport_kwargs()["params"])) < URL_CHARS_MAX)
             answer = case.call(headers=headers, timeout=60)
             sent += 1

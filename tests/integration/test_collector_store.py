@@ -225,7 +225,7 @@ def test_serve_stops_with_0_when_asked_to(dsn: str) -> None:
 def test_serve_on_a_port_that_is_taken_ends_with_1_and_says_so(collector: Collector, dsn: str) -> None:
     done = run_serve(dsn, LINEWARDEN_COLLECTOR__SERVER__LISTEN=f"127.0.0.1:{collector.port}")
     assert done.returncode == 1
-    assert "address already in use" in done.stderr
+    assert "Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 
