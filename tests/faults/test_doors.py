@@ -275,6 +275,7 @@ async def lying_line() -> AsyncIterator[tuple[Liar, Liar]]:
         yield liars[0], liars[1]
 
 
+@pytest.mark.long
 async def test_devices_that_answer_nonsense_cost_neither_the_agent_nor_the_other_sources_anything(
     tmp_path: Path,
 ) -> None:

@@ -109,6 +109,7 @@ def test_demo_stores_everything_exactly_once_says_so_and_leaves_nothing(place: P
     assert run.leftovers() == []
 
 
+@pytest.mark.long
 def test_interrupted_demo_judges_what_there_is_and_leaves_nothing(place: Path) -> None:
     run = Run(place)
     run.until_ready()
@@ -126,6 +127,7 @@ def test_killed_demo_leaves_neither_processes_nor_files(place: Path) -> None:
     assert eventually(lambda: run.leftovers() == [], 30), run.leftovers()
 
 
+@pytest.mark.long
 def test_demo_whose_collector_dies_says_so_and_keeps_the_logs(place: Path) -> None:
     run = Run(place)
     run.until_ready()
