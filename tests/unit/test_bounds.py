@@ -142,3 +142,9 @@ def test_an_event_beyond_the_bounds_goes_into_a_batch_cut_and_says_so() -> None:
     assert "number" in second.data["out_of_bounds"]
     assert third.data == {"v": 1.5e300}
     assert fourth.data == {"n": None}
+
+
+def test_salts_of_many_personal_lines_are_no_long_number() -> None:
+    lines = [f'{n * 0x9E3779B97F4A7C15 % 2**128:032x}{{"actor":"u{n}"}}'.encode() for n in range(5_000)]
+    assert not bounds.has_long_digits(b"\n".join(lines))
+    assert bounds.has_long_digits(b"\n".join([*lines, b'{"n":' + b"7" * 400 + b"}"]))
