@@ -57,7 +57,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z_.]*)\}")
 _ALWAYS_KNOWN = frozenset(
     {"count", "limit", "window", "value", "unit", "key", "source", "src_ip", "target", "type", "host"}
 )
-_PERSONAL_FIELDS = frozenset({"actor", "raw"})
+_PERSONAL_FIELDS = frozenset({"actor", "raw", "line"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -501,7 +501,7 @@ class Raiser:
                 actor = None if value is None else str(value)
             elif not is_personal(name):
                 named[name] = value
-            elif name != "raw" and value is not None:
+            elif name.startswith("data.") and value is not None:
                 personal[name.split(".")[1]] = value
         return named, personal, actor
 

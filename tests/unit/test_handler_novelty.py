@@ -123,3 +123,9 @@ def test_handler_added_to_a_running_agent_learns_from_then_on() -> None:
     engine = Engine({"n": NoveltyHandler("n", config())})
     engine.restore({"other": {"!began": b"0"}})
     assert play(engine, [event(5_000, "system.cron.started"), login(5_099)]) == []
+
+
+def test_line_is_no_part_of_what_an_alert_says_of_its_key_or_of_what_is_new() -> None:
+    handler = NoveltyHandler("n", config(of=("line",), by=("raw", "line"), learn_s=0))
+    (alert,) = handler.handle([login(0, raw="ann typed her password")], 0)
+    assert "ann" not in f"{alert.message}{alert.correlation_id}{alert.data}"
