@@ -538,3 +538,13 @@ async def test_line_that_only_handlers_search_never_reaches_the_disk(tmp_path: P
     store.close()
     assert {each.type for each in events} >= {"account.created", "alert.sigma.odd"}
     assert [each.raw for each in events] == [None] * len(events)
+
+
+def test_rule_that_two_correlations_name_has_its_fields_mapped_once(tmp_path: Path) -> None:
+    rule = PLAIN % ("product: linux, service: auditd", "EventType: system.service.stopped, unit: ufw")
+    counts = "".join(
+        f"---\ntitle: at least {n}\ncorrelation: {{type: event_count, rules: [it], timespan: 1m, condition: {{gte: {n}}}}}\n"
+        for n in (1, 2)
+    )
+    lines = [AUDITD.format(type="SERVICE_STOP", serial=serial) for serial in (1, 2)]
+    assert fired(tmp_path, f"name: it\n{rule}{counts}", "audit", *lines) == ["at least 1", "at least 2"]
