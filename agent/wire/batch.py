@@ -234,7 +234,7 @@ def encode_safely(events: Sequence[Event]) -> tuple[list[bytes], list[bytes]]:
         core, personal = encode_lines(events)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return encode_lines([fit(event) for event in events])
-    if any(map(bounds.is_deep, core)) or any(map(bounds.is_deep, personal)) or _has_long_digits(core, personal):
+    if bounds.any_deep(core) or bounds.any_deep(personal) or _has_long_digits(core, personal):
         return encode_lines([fit(event) for event in events])
     if max(map(len, core), default=0) > EVENT_BYTES_MAX or max(map(len, personal), default=0) > EVENT_BYTES_MAX:
         return encode_lines([fit(event) for event in events])

@@ -13,6 +13,8 @@ has its own. What one of them takes and the next one refuses stops the next one.
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -53,6 +55,12 @@ def has_long_digits(body: bytes) -> bool:
 def is_deep(value: bytes) -> bool:
     """Return whether a JSON text may be nested too deep: a quick look, false only where it is not."""
     return len(value) >= _DEEP_BYTES_MIN and value.count(b"[") + value.count(b"{") > DEPTH_MAX
+
+
+def any_deep(lines: Sequence[bytes]) -> bool:
+    """Return whether one of many JSON texts may be nested too deep: false only where none is."""
+    most = sum(max(map(bytes.count, lines, repeat(bracket)), default=0) for bracket in (b"[", b"{"))
+    return most > DEPTH_MAX and any(map(is_deep, lines))
 
 
 def excess(value: bytes) -> str | None:

@@ -174,12 +174,9 @@ _HEADER_VALUE = re.compile(r"1 ([0-9a-f]{32}) ([0-9a-f]{128})")
 
 def read_header(value: str) -> tuple[str, bytes]:
     """Key id and signature of a request's header. Raises MalformedSignature."""
-    found = _HEADER_VALUE.fullmatch(value)
-    if found is None:
-        raise MalformedSignature(
-            f"the header {HEADER} is not a version, a key and a signature: 1 KEY SIGNATURE, in hex"
-        )
-    return found[1], bytes.fromhex(found[2])
+    return _read(
+        value, _HEADER_VALUE, f"the header {HEADER} is not a version, a key and a signature: 1 KEY SIGNATURE, in hex"
+    )
 
 
 def write_head(body_sha256: str, signature: bytes) -> str:
@@ -192,11 +189,15 @@ _HEAD_VALUE = re.compile(r"1 ([0-9a-f]{64}) ([0-9a-f]{128})")
 
 def read_head(value: str) -> tuple[str, bytes]:
     """Return SHA-256 of the body, and signature, of a request's head. Raises MalformedSignature."""
-    found = _HEAD_VALUE.fullmatch(value)
+    return _read(
+        value, _HEAD_VALUE, f"the header {HEAD} is not a version, a hash and a signature: 1 SHA256 SIGNATURE, in hex"
+    )
+
+
+def _read(value: str, form: re.Pattern[str], otherwise: str) -> tuple[str, bytes]:
+    found = form.fullmatch(value)
     if found is None:
-        raise MalformedSignature(
-            f"the header {HEAD} is not a version, a hash and a signature: 1 SHA256 SIGNATURE, in hex"
-        )
+        raise MalformedSignature(otherwise)
     return found[1], bytes.fromhex(found[2])
 
 

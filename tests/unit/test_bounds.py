@@ -148,3 +148,12 @@ def test_salts_of_many_personal_lines_are_no_long_number() -> None:
     lines = [f'{n * 0x9E3779B97F4A7C15 % 2**128:032x}{{"actor":"u{n}"}}'.encode() for n in range(5_000)]
     assert not bounds.has_long_digits(b"\n".join(lines))
     assert bounds.has_long_digits(b"\n".join([*lines, b'{"n":' + b"7" * 400 + b"}"]))
+
+
+@pytest.mark.parametrize("at", [0, 500, 999])
+def test_one_deep_line_among_many_is_found_and_many_brackets_in_all_are_none(at: int) -> None:
+    lines = [b'{"data":{"a":[1,2],"b":{}},"message":"%d"}' % n + b" " * 200 for n in range(1_000)]
+    assert not bounds.any_deep(lines)
+    assert not bounds.any_deep([])
+    lines[at] = b"[" * 33 + b"{" * 32 + b" " * 200
+    assert bounds.any_deep(lines)
